@@ -160,11 +160,12 @@ def saturate(log_ratio: th.Tensor) -> th.Tensor:
     Keep ``exp(log_ratio)`` a normal float, without touching the gradient or any bit of a log-ratio in range.
 
     In float32 ``exp`` overflows at 88.7. A single such sample would give ``inf·0 = NaN`` in the backward pass
-    even where its gate is closed; held at 87.3 it is killed, or kept, like any other.
+    even where its gate is closed; held at 78.6 it is killed, or kept, like any other, and a gate has some
+    decades left to compute with it.
 
     :param log_ratio: ``log π_new - log π_old``, shape ``(B,)``
     :return: the same, held within the range of the dtype, shape ``(B,)``
     """
-    limit = -math.log(th.finfo(log_ratio.dtype).tiny)
+    limit = -0.9 * math.log(th.finfo(log_ratio.dtype).tiny)
     # Adding the difference leaves the gradient at 1, where the one of a clamp would be 0 outside.
     return log_ratio + (th.clamp(log_ratio, -limit, limit) - log_ratio).detach()

@@ -1,22 +1,25 @@
 """The one update that all algorithms of this package share."""
 
-import copy
 import io
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import RolloutBufferSamples, Schedule
+from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import explained_variance
 
 from sb3_klip.algorithms.loss import Minibatch, UpdateSettings, ppo_loss
+from sb3_klip.algorithms.old_policy import analytic_kl, frozen_copy
+from sb3_klip.algorithms.positions import minibatches_with_indices, positions_in_episode
 from sb3_klip.algorithms.update_log import UpdateLog
 from sb3_klip.penalties import Penalty, make_penalty
 from sb3_klip.penalties.checks import check_output, check_penalty
+from sb3_klip.penalties.divergence import ANALYTIC, SAMPLED
 from sb3_klip.penalties.registry import dump_penalty, load_penalty
 
 
@@ -26,7 +29,7 @@ class KLipUpdate(OnPolicyAlgorithm):
 
     The algorithm brings the collection of rollouts and the arguments; this class brings :meth:`train` and keeps
     the penalty. What differs between the algorithms is how a minibatch is evaluated
-    (:meth:`_evaluate_actions`) and which of its samples are padding (:meth:`_valid_samples`).
+    (:meth:`_evaluate_actions`) and which of its samples are padding.
     """
 
     # What the SB3 algorithm brings
@@ -41,6 +44,10 @@ class KLipUpdate(OnPolicyAlgorithm):
     penalty: Penalty
     # Only between `load(..., penalty=..., penalty_kwargs=...)` and `_setup_model` is this not None
     penalty_kwargs: dict[str, Any] | None = None
+    # Positions in the episode, where the penalty asks for them: of the rollout, shape (n_steps, n_envs), and of
+    # the step after it, shape (n_envs,)
+    _rollout_positions: np.ndarray
+    _next_positions: np.ndarray | None = None
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -67,6 +74,15 @@ class KLipUpdate(OnPolicyAlgorithm):
         finally:
             self.penalty = penalty
 
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
+        continue_training = super().collect_rollouts(*args, **kwargs)
+        if self.penalty.uses_positions:
+            # A callback may have ended the rollout early
+            episode_starts = self.rollout_buffer.episode_starts[: self.rollout_buffer.pos]
+            first = np.zeros(self.n_envs) if self._next_positions is None else self._next_positions
+            self._rollout_positions, self._next_positions = positions_in_episode(episode_starts, first)
+        return continue_training
+
     def train(self) -> None:
         """
         Update the policy with the current rollout: SB3's ``PPO.train`` with another policy loss.
@@ -75,12 +91,13 @@ class KLipUpdate(OnPolicyAlgorithm):
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         settings = self._update_settings()
+        old_policy = frozen_copy(self.policy) if self.penalty.uses_kl else None
 
         log = UpdateLog()
         continue_training = True
         for epoch in range(self.n_epochs):
             log.start_epoch()
-            for batch in self._minibatches():
+            for batch in self._minibatches(old_policy):
                 loss, terms = ppo_loss(batch, self.penalty, settings)
                 if not log.terms:
                     check_output(self.penalty, "effective_advantage", terms.effective_advantage, terms.ratio)
@@ -110,6 +127,12 @@ class KLipUpdate(OnPolicyAlgorithm):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
+        to_log = self.penalty.after_update(
+            lambda divergence: self._mean_kl(divergence, old_policy), settings.progress_remaining
+        )
+        for key, value in to_log.items():
+            self.logger.record(f"klip/{key}", value)
+
     def _update_settings(self) -> UpdateSettings:
         progress_remaining = self._current_progress_remaining
         return UpdateSettings(
@@ -121,21 +144,43 @@ class KLipUpdate(OnPolicyAlgorithm):
             progress_remaining=progress_remaining,
         )
 
-    def _minibatches(self) -> Iterator[Minibatch]:
+    def _minibatches(self, old_policy: ActorCriticPolicy | None) -> Iterator[Minibatch]:
         """
         One pass over the rollout.
 
-        :return: minibatches in random order, evaluated by the policy as it is when each is asked for
+        :param old_policy: the policy that collected it, where the penalty asks for the analytic KL divergence
+        :return: minibatches in random order, each evaluated by the policy as it is when the minibatch is asked for
         """
-        for rollout_data in self.rollout_buffer.get(self.batch_size):
-            yield self._evaluate(rollout_data)
+        if not self.penalty.uses_positions:
+            for rollout_data in self.rollout_buffer.get(self.batch_size):
+                yield self._evaluate(rollout_data, old_policy)
+            return
+        positions = self.rollout_buffer.swap_and_flatten(self._rollout_positions)
+        for rollout_data, indices in minibatches_with_indices(self.rollout_buffer, self.batch_size):
+            yield self._evaluate(rollout_data, old_policy, self._minibatch_positions(positions[indices].flatten()))
 
-    def _evaluate(self, rollout_data: RolloutBufferSamples) -> Minibatch:
+    def _evaluate(
+        self, rollout_data: Any, old_policy: ActorCriticPolicy | None, positions: th.Tensor | None = None
+    ) -> Minibatch:
+        """
+        Put together what the rollout holds and what the policy says now.
+
+        :param rollout_data: one minibatch as the rollout buffer gives it
+        :param old_policy: the policy that collected it, where the penalty asks for the analytic KL divergence
+        :param positions: the steps since the episodes began, where the penalty asks for them
+        :return: the same samples, evaluated, padding left out
+        """
         actions = rollout_data.actions
         if isinstance(self.action_space, spaces.Discrete):
             # Convert discrete action from float to long
             actions = actions.long().flatten()
         values, log_prob, entropy = self._evaluate_actions(self.policy, rollout_data, actions)
+        kl = None
+        if old_policy is not None:
+            with th.no_grad():
+                self._evaluate_actions(old_policy, rollout_data, actions)
+            # Evaluating actions leaves their distribution in the policy
+            kl = analytic_kl(old_policy.action_dist, self.policy.action_dist)
         batch = Minibatch(
             values=values.flatten(),
             log_prob=log_prob,
@@ -144,6 +189,8 @@ class KLipUpdate(OnPolicyAlgorithm):
             old_log_prob=rollout_data.old_log_prob,
             advantages=rollout_data.advantages,
             returns=rollout_data.returns,
+            positions=positions,
+            kl=kl,
         )
         return batch
 
@@ -151,7 +198,7 @@ class KLipUpdate(OnPolicyAlgorithm):
         self, policy: ActorCriticPolicy, rollout_data: Any, actions: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
         """
-        What a policy says of the actions of a minibatch; an algorithm with other rollouts overrides this.
+        What a policy says of the actions of a minibatch. An algorithm with other rollouts overrides this.
 
         :param policy: the policy
         :param rollout_data: one minibatch as the rollout buffer gives it
@@ -159,3 +206,39 @@ class KLipUpdate(OnPolicyAlgorithm):
         :return: values, log-probability of the actions, entropy (``None`` without a closed form)
         """
         return policy.evaluate_actions(rollout_data.observations, actions)
+
+    def _minibatch_positions(self, positions: np.ndarray) -> th.Tensor:
+        """
+        Bring positions into the order of the minibatch. An algorithm that pads its minibatches overrides this.
+
+        :param positions: positions of the minibatch's transitions in their episodes
+        :return: the same on the algorithm's device, one for each entry of the minibatch
+        """
+        return th.as_tensor(positions, device=self.device)
+
+    def _mean_kl(self, divergence: str, old_policy: ActorCriticPolicy | None) -> float:
+        """
+        How far an update moved the policy, averaged over the rollout.
+
+        :param divergence: one of :data:`~sb3_klip.penalties.divergence.DIVERGENCES`
+        :param old_policy: the policy before the update, where the divergence is the analytic one
+        :return: mean divergence in nats
+        """
+        # Looking must not change what is sampled next, so that the run goes on as it would have without
+        random_state = np.random.get_state()
+        with th.no_grad():
+            divergences = [sample_divergence(divergence, batch) for batch in self._minibatches(old_policy)]
+        np.random.set_state(random_state)
+        return th.cat(divergences).mean().item()
+
+
+def sample_divergence(divergence: str, batch: Minibatch) -> th.Tensor:
+    """
+    :param divergence: one of :data:`~sb3_klip.penalties.divergence.DIVERGENCES`
+    :param batch: a minibatch, with its analytic KL divergence where that is asked for
+    :return: divergence between the old and the new policy per sample, in nats, shape ``(B,)``
+    """
+    if divergence == ANALYTIC:
+        assert batch.kl is not None
+        return batch.kl
+    return SAMPLED[divergence].value(batch.log_prob - batch.old_log_prob)

@@ -8,6 +8,10 @@ from typing import Any, ClassVar
 import torch as th
 
 from sb3_klip.penalties.parameters import Number, Parameter
+from sb3_klip.surrogates import harmful_distance
+
+#: Points of the midpoint rule for a gate without a closed integral.
+QUADRATURE_POINTS = 128
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,9 @@ class Penalty(ABC):
             if given not in declared:
                 takes = ", ".join(declared) or "no parameters"
                 raise ValueError(f"penalty {self.name!r} has no parameter {given!r}; it takes {takes}")
-        for key, parameter in declared.items():
+        for name, parameter in declared.items():
             try:
-                setattr(self, key, parameters.get(key, parameter.default))
+                setattr(self, parameter.attribute, parameters.get(name, parameter.default))
             except ValueError as error:
                 raise ValueError(f"penalty {self.name!r}: {error}") from error
 
@@ -74,7 +78,8 @@ class Penalty(ABC):
         """
         :return: the declared parameters by name, the class's own before those of its bases
         """
-        return {key: value for base in cls.__mro__ for key, value in vars(base).items() if isinstance(value, Parameter)}
+        declared = [value for base in cls.__mro__ for value in vars(base).values() if isinstance(value, Parameter)]
+        return {parameter.name: parameter for parameter in declared}
 
     @abstractmethod
     def beta(self, inputs: PenaltyInputs) -> th.Tensor:
@@ -92,6 +97,15 @@ class Penalty(ABC):
         """
         return inputs.advantages + self.beta(inputs) / inputs.ratio
 
+    def gate(self, inputs: PenaltyInputs) -> th.Tensor:
+        """
+        The share of the sample's policy gradient that the penalty takes away: ``g = 1 - Â_eff/Â``.
+
+        :param inputs: one minibatch
+        :return: gate per sample, 0 where the advantage is 0, shape ``(B,)``
+        """
+        return untouched_without_advantage(1 - self.effective_advantage(inputs) / inputs.advantages, inputs)
+
     def kl_coef(self, inputs: PenaltyInputs) -> th.Tensor:
         """
         :param inputs: one minibatch
@@ -108,17 +122,15 @@ class Penalty(ABC):
         """
         return inputs.ratio * inputs.advantages
 
-    def after_update(self, mean_kl: Callable[[str], float]) -> None:
+    def after_update(self, mean_kl: Callable[[str], float], progress_remaining: float) -> dict[str, float]:
         """
         Called when a rollout's update is over, for a penalty that adapts to how far the policy moved.
 
         :param mean_kl: the mean over the rollout of a divergence between the policy before and the policy
-            after the update, computed when called; its argument names the divergence
-        """
-
-    def log_values(self) -> dict[str, float]:
-        """
-        :return: what the penalty wants to see logged besides the diagnostics, under ``klip/<key>``
+            after the update, computed when called; its argument names the divergence, see
+            :data:`~sb3_klip.penalties.divergence.DIVERGENCES`
+        :param progress_remaining: training progress, from 1 at the beginning to 0 at the end
+        :return: what is to be logged of this update besides the diagnostics, under ``klip/<key>``
         """
         return {}
 
@@ -127,7 +139,8 @@ class Penalty(ABC):
         :return: plain JSON from which :func:`~sb3_klip.penalties.make_penalty` makes this penalty again
         :raises ValueError: if a parameter is a Python function that JSON cannot hold
         """
-        return {"name": self.name, **{key: par.dump(getattr(self, key)) for key, par in self.parameters().items()}}
+        values = {name: par.dump(getattr(self, par.attribute)) for name, par in self.parameters().items()}
+        return {"name": self.name, **values}
 
     def state_dict(self) -> dict[str, Any]:
         """
@@ -141,7 +154,7 @@ class Penalty(ABC):
         """
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{key}={getattr(self, key)!r}" for key in self.parameters())
+        arguments = ", ".join(f"{name}={getattr(self, par.attribute)!r}" for name, par in self.parameters().items())
         return f"{type(self).__name__}({arguments})"
 
 
@@ -166,20 +179,21 @@ class GatePenalty(Penalty):
         :return: gate per sample, shape ``(B,)``; what it says where the advantage is 0 has no effect
         """
 
-    def epsilon(self, inputs: PenaltyInputs) -> float:
-        """
-        :param inputs: one minibatch
-        :return: half-width ε of the band, in ratio units
-        """
-        return inputs.clip_range if self.clip_range is None else self.clip_range(inputs.progress_remaining)
-
     def band(self, inputs: PenaltyInputs) -> tuple[float, float]:
         """
         :param inputs: one minibatch
         :return: lower and upper end of the band, in ratio units
         """
-        epsilon = self.epsilon(inputs)
+        epsilon = inputs.clip_range if self.clip_range is None else self.clip_range(inputs.progress_remaining)
         return 1 - epsilon, 1 + epsilon
+
+    def distance(self, inputs: PenaltyInputs) -> th.Tensor:
+        """
+        :param inputs: one minibatch
+        :return: signed distance d past the harmful edge of the band, in ratio units, shape ``(B,)``; see
+            :func:`~sb3_klip.surrogates.harmful_distance`
+        """
+        return harmful_distance(inputs.ratio, inputs.advantages, *self.band(inputs))
 
     def beta(self, inputs: PenaltyInputs) -> th.Tensor:
         return -inputs.ratio * inputs.advantages * self.gate(inputs)
@@ -213,5 +227,12 @@ class GatePenalty(Penalty):
         return inputs.ratio * inputs.advantages - self.weight_space(inputs)
 
 
-#: Points of the midpoint rule for a gate without a closed integral.
-QUADRATURE_POINTS = 128
+def untouched_without_advantage(gate: th.Tensor, inputs: PenaltyInputs) -> th.Tensor:
+    """
+    Open a gate where there is no gradient to take away.
+
+    :param gate: gate per sample, shape ``(B,)``
+    :param inputs: the minibatch that it is for
+    :return: the gate, 0 where the advantage is 0, shape ``(B,)``
+    """
+    return th.where(inputs.advantages == 0, 0.0, gate)

@@ -14,23 +14,24 @@ class Parameter:
     One declared parameter of a penalty, a descriptor: reading it gives what :meth:`parse` made of the argument.
 
     :param default: value where the user gives none, in the form that the user would write
-    :param doc: one line for help texts and error messages
+    :param doc: one line for help texts
+    :param name: the argument's name, where it cannot be the attribute's
     """
 
-    name: str
-
-    def __init__(self, default: Any, doc: str = ""):
+    def __init__(self, default: Any, doc: str = "", name: str = ""):
         self.default = default
         self.doc = doc
-
-    def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
+    def __set_name__(self, owner: type, attribute: str) -> None:
+        self.attribute = attribute
+        self.name = self.name or attribute
+
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        return self if instance is None else instance.__dict__[self.name]
+        return self if instance is None else instance.__dict__[self.attribute]
 
     def __set__(self, instance: Any, value: Any) -> None:
-        instance.__dict__[self.name] = self.parse(value)
+        instance.__dict__[self.attribute] = self.parse(value)
 
     def parse(self, value: Any) -> Any:
         """
@@ -85,6 +86,7 @@ class Number(Parameter):
 
     :param default: as :class:`Parameter`; ``None`` makes the parameter optional
     :param doc: as :class:`Parameter`
+    :param name: as :class:`Parameter`
     :param above: every value must be greater
     :param below: every value must be smaller
     :param at_least: every value must be at least this
@@ -95,13 +97,14 @@ class Number(Parameter):
         self,
         default: Any,
         doc: str = "",
+        name: str = "",
         *,
         above: float = -math.inf,
         below: float = math.inf,
         at_least: float = -math.inf,
         at_most: float = math.inf,
     ):
-        super().__init__(default, doc)
+        super().__init__(default, doc, name)
         self.above, self.below, self.at_least, self.at_most = above, below, at_least, at_most
 
     @property
