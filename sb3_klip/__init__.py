@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from sb3_klip.algorithms import KLipPPO
+from sb3_klip.algorithms import KLipPPO, MaskableKLipPPO, RecurrentKLipPPO
 
 __version__ = (Path(__file__).parent / "version.txt").read_text().strip()
 
-__all__ = ["KLipPPO", "__version__"]
+__all__ = ["KLipPPO", "MaskableKLipPPO", "RecurrentKLipPPO", "__version__"]

@@ -44,7 +44,7 @@ class Minibatch(NamedTuple):
     :param returns: TD(λ) returns, shape ``(B,)``
     :param positions: steps since the episode began, shape ``(B,)``, where the penalty asks for them
     :param kl: analytic ``KL(π_old || π_new)``, shape ``(B,)``, with gradient, where the penalty asks for it
-    :param is_sequence: whether padding was left out, see :func:`value_loss`
+    :param was_padded: whether padding was left out, see :func:`value_loss`
     """
 
     values: th.Tensor
@@ -56,7 +56,15 @@ class Minibatch(NamedTuple):
     returns: th.Tensor
     positions: th.Tensor | None = None
     kl: th.Tensor | None = None
-    is_sequence: bool = False
+    was_padded: bool = False
+
+    def without_padding(self, valid: th.Tensor) -> "Minibatch":
+        """
+        :param valid: which entries are samples, bool tensor of shape ``(B,)``
+        :return: the minibatch of these samples alone
+        """
+        samples = {name: tensor[valid] for name, tensor in self._asdict().items() if isinstance(tensor, th.Tensor)}
+        return self._replace(**samples, was_padded=True)
 
 
 class LossTerms(NamedTuple):
@@ -149,7 +157,7 @@ def value_loss(batch: Minibatch, clip_range_vf: float | None) -> th.Tensor:
     values = batch.values
     if clip_range_vf is not None:
         values = batch.old_values + th.clamp(values - batch.old_values, -clip_range_vf, clip_range_vf)
-    if batch.is_sequence:
+    if batch.was_padded:
         # RecurrentPPO's own form: the same value as below, but its backward rounds differently.
         return th.mean((batch.returns - values) ** 2)
     return F.mse_loss(batch.returns, values)

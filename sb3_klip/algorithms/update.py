@@ -29,7 +29,8 @@ class KLipUpdate(OnPolicyAlgorithm):
 
     The algorithm brings the collection of rollouts and the arguments; this class brings :meth:`train` and keeps
     the penalty. What differs between the algorithms is how a minibatch is evaluated
-    (:meth:`_evaluate_actions`) and which of its samples are padding.
+    (:meth:`_evaluate_actions`) and which of its entries are padding (:meth:`_valid_samples`,
+    :meth:`_minibatch_positions`).
     """
 
     # What the SB3 algorithm brings
@@ -192,7 +193,8 @@ class KLipUpdate(OnPolicyAlgorithm):
             positions=positions,
             kl=kl,
         )
-        return batch
+        valid = self._valid_samples(rollout_data)
+        return batch if valid is None else batch.without_padding(valid)
 
     def _evaluate_actions(
         self, policy: ActorCriticPolicy, rollout_data: Any, actions: th.Tensor
@@ -206,6 +208,15 @@ class KLipUpdate(OnPolicyAlgorithm):
         :return: values, log-probability of the actions, entropy (``None`` without a closed form)
         """
         return policy.evaluate_actions(rollout_data.observations, actions)
+
+    def _valid_samples(self, rollout_data: Any) -> th.Tensor | None:
+        """
+        Which entries of a minibatch are samples. An algorithm that pads its minibatches overrides this.
+
+        :param rollout_data: one minibatch as the rollout buffer gives it
+        :return: bool tensor of shape ``(B,)``, ``None`` if all are
+        """
+        return None
 
     def _minibatch_positions(self, positions: np.ndarray) -> th.Tensor:
         """
