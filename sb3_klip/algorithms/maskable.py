@@ -90,7 +90,7 @@ class MaskableKLipPPO(KLipUpdate, MaskablePPO):
             _init_setup_model=_init_setup_model,
         )
 
-    def learn(
+    def learn(  # type: ignore[override]
         self: SelfMaskableKLipPPO,
         total_timesteps: int,
         callback: MaybeCallback = None,
@@ -111,6 +111,6 @@ class MaskableKLipPPO(KLipUpdate, MaskablePPO):
         )
 
     def _evaluate_actions(
-        self, policy: MaskableActorCriticPolicy, rollout_data: Any, actions: th.Tensor
+        self, policy: Any, rollout_data: Any, actions: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
         return policy.evaluate_actions(rollout_data.observations, actions, action_masks=rollout_data.action_masks)

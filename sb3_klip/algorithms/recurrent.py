@@ -110,7 +110,7 @@ class RecurrentKLipPPO(KLipUpdate, RecurrentPPO):
         )
 
     def _evaluate_actions(
-        self, policy: RecurrentActorCriticPolicy, rollout_data: Any, actions: th.Tensor
+        self, policy: Any, rollout_data: Any, actions: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
         return policy.evaluate_actions(
             rollout_data.observations, actions, rollout_data.lstm_states, rollout_data.episode_starts
@@ -120,4 +120,4 @@ class RecurrentKLipPPO(KLipUpdate, RecurrentPPO):
         return rollout_data.mask > 1e-8
 
     def _minibatch_positions(self, positions: np.ndarray) -> th.Tensor:
-        return self.rollout_buffer.pad_and_flatten(positions)
+        return self.rollout_buffer.pad_and_flatten(positions)  # type: ignore[attr-defined]

@@ -33,11 +33,11 @@ class KLipUpdate(OnPolicyAlgorithm):
     :meth:`_minibatch_positions`).
     """
 
-    # What the SB3 algorithm brings
-    batch_size: int
+    # What the SB3 algorithm brings; `Any` where the algorithms declare different types
+    batch_size: Any
     n_epochs: int
     clip_range: Schedule
-    clip_range_vf: Schedule | None
+    clip_range_vf: Any
     normalize_advantage: bool
     target_kl: float | None
 
@@ -197,7 +197,7 @@ class KLipUpdate(OnPolicyAlgorithm):
         return batch if valid is None else batch.without_padding(valid)
 
     def _evaluate_actions(
-        self, policy: ActorCriticPolicy, rollout_data: Any, actions: th.Tensor
+        self, policy: Any, rollout_data: Any, actions: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
         """
         What a policy says of the actions of a minibatch. An algorithm with other rollouts overrides this.

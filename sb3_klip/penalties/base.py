@@ -148,7 +148,7 @@ class Penalty(ABC):
         """
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  (most penalties have no state)
         """
         :param state: what :meth:`state_dict` returned
         """

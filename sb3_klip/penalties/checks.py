@@ -12,8 +12,8 @@ def check_penalty(penalty: Penalty) -> None:
     :param penalty: the penalty
     :raises ValueError: if it does not return one number, and not NaN, per sample
     """
-    ratio, advantages = th.meshgrid(th.tensor([0.1, 0.7, 0.95, 1.0, 1.05, 1.5, 10.0]), th.tensor([-2.0, 0.0, 1.0]), indexing="ij")
-    ratio, advantages = ratio.flatten(), advantages.flatten()
+    ratios, advantages_of_all_signs = th.tensor([0.1, 0.7, 0.95, 1.0, 1.05, 1.5, 10.0]), th.tensor([-2.0, 0.0, 1.0])
+    ratio, advantages = th.cartesian_prod(ratios, advantages_of_all_signs).unbind(dim=1)
     for progress_remaining in (1.0, 0.0):
         inputs = PenaltyInputs(ratio, advantages, 0.2, th.arange(len(ratio)).float(), progress_remaining)
         check_output(penalty, "effective_advantage", penalty.effective_advantage(inputs), ratio)

@@ -36,10 +36,9 @@ class Combination(Penalty):
     """
 
     @abstractmethod
-    def mix(self, first: th.Tensor, second: th.Tensor, inputs: PenaltyInputs) -> th.Tensor:
+    def mix(self, values: list[th.Tensor], inputs: PenaltyInputs) -> th.Tensor:
         """
-        :param first: what the first part returned, shape ``(B,)``
-        :param second: what the second part returned, shape ``(B,)``
+        :param values: what the two parts returned, each of shape ``(B,)``
         :param inputs: the minibatch that they returned it for
         :return: the mixture, shape ``(B,)``
         """
@@ -60,16 +59,16 @@ class Combination(Penalty):
         return any(part.uses_kl for part in self.parts().values())
 
     def beta(self, inputs: PenaltyInputs) -> th.Tensor:
-        return self.mix(*(part.beta(inputs) for part in self.parts().values()), inputs)
+        return self.mix([part.beta(inputs) for part in self.parts().values()], inputs)
 
     def effective_advantage(self, inputs: PenaltyInputs) -> th.Tensor:
-        return self.mix(*(part.effective_advantage(inputs) for part in self.parts().values()), inputs)
+        return self.mix([part.effective_advantage(inputs) for part in self.parts().values()], inputs)
 
     def kl_coef(self, inputs: PenaltyInputs) -> th.Tensor:
-        return self.mix(*(part.kl_coef(inputs) for part in self.parts().values()), inputs)
+        return self.mix([part.kl_coef(inputs) for part in self.parts().values()], inputs)
 
     def surrogate(self, inputs: PenaltyInputs) -> th.Tensor:
-        return self.mix(*(part.surrogate(inputs) for part in self.parts().values()), inputs)
+        return self.mix([part.surrogate(inputs) for part in self.parts().values()], inputs)
 
     def after_update(self, mean_kl: Callable[[str], float], progress_remaining: float) -> dict[str, float]:
         return {
@@ -101,9 +100,10 @@ class Asymmetric(Combination):
     lower = Part("hard", "penalty of the samples below")
     by = Choice("ratio", ("ratio", "advantage"), "what decides the side")
 
-    def mix(self, first: th.Tensor, second: th.Tensor, inputs: PenaltyInputs) -> th.Tensor:
+    def mix(self, values: list[th.Tensor], inputs: PenaltyInputs) -> th.Tensor:
+        upper, lower = values
         side = inputs.ratio - 1 if self.by == "ratio" else inputs.advantages
-        return th.where(side > 0, first, th.where(side < 0, second, (first + second) / 2))
+        return th.where(side > 0, upper, th.where(side < 0, lower, (upper + lower) / 2))
 
 
 @register_penalty("position_aware")
@@ -125,9 +125,10 @@ class PositionAware(Combination):
 
     uses_positions = True
 
-    def mix(self, first: th.Tensor, second: th.Tensor, inputs: PenaltyInputs) -> th.Tensor:
+    def mix(self, values: list[th.Tensor], inputs: PenaltyInputs) -> th.Tensor:
+        early, late = values
         if inputs.positions is None:
             raise ValueError(f"penalty {self.name!r} needs the positions of the samples in their episodes")
         progress_remaining = inputs.progress_remaining
-        late = (inputs.positions - self.midpoint(progress_remaining)) / max(self.width(progress_remaining), 1e-6)
-        return th.lerp(first, second, th.sigmoid(late).to(first.dtype))
+        past = (inputs.positions - self.midpoint(progress_remaining)) / max(self.width(progress_remaining), 1e-6)
+        return th.lerp(early, late, th.sigmoid(past).to(early.dtype))

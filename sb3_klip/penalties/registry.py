@@ -104,7 +104,7 @@ def dump_penalty(penalty: Penalty) -> "dict[str, Any] | Penalty":
         return penalty
 
 
-def load_penalty(stored: "dict[str, Any] | Penalty") -> Penalty:
+def load_penalty(stored: "Mapping[str, Any] | Penalty") -> Penalty:
     """
     :param stored: what :func:`dump_penalty` returned
     :return: the penalty in the state in which it was dumped
@@ -123,7 +123,7 @@ def _owners(parameter: str) -> list[str]:
 
 def _class_at(path: str) -> type[Penalty]:
     # A class defined in a function or in a notebook cell cannot be imported, but it is known while it lives.
-    for cls in _subclasses(Penalty):
+    for cls in _subclasses(Penalty):  # type: ignore[type-abstract]
         if f"{cls.__module__}.{cls.__qualname__}" == path:
             return cls
     module, _, attribute = path.rpartition(".")
