@@ -13,12 +13,15 @@ SelfPolicy = TypeVar("SelfPolicy", bound=ActorCriticPolicy)
 def frozen_copy(policy: SelfPolicy) -> SelfPolicy:
     """
     :param policy: the policy
-    :return: a copy that stays as the policy is now, without its optimizer
+    :return: a copy that stays as the policy is now, in the mode in which rollouts are collected, without its
+        optimizer
     """
     # The distribution object is copied shallowly: gSDE keeps tensors with gradient in it, which cannot be copied
     # deeply, and both policies only ever replace what it holds.
     memo = {id(policy.optimizer): None, id(policy.action_dist): copy.copy(policy.action_dist)}
-    return copy.deepcopy(policy, memo)  # type: ignore[arg-type]
+    frozen = copy.deepcopy(policy, memo)  # type: ignore[arg-type]
+    frozen.set_training_mode(False)
+    return frozen
 
 
 def analytic_kl(old: Distribution, new: Distribution) -> th.Tensor:

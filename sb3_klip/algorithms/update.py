@@ -10,7 +10,6 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import explained_variance
 
 from sb3_klip.algorithms.loss import Minibatch, UpdateSettings, ppo_loss
@@ -36,7 +35,7 @@ class KLipUpdate(OnPolicyAlgorithm):
     # What the SB3 algorithm brings; `Any` where the algorithms declare different types
     batch_size: Any
     n_epochs: int
-    clip_range: Schedule
+    clip_range: Any
     clip_range_vf: Any
     normalize_advantage: bool
     target_kl: float | None
@@ -80,9 +79,14 @@ class KLipUpdate(OnPolicyAlgorithm):
         if self.penalty.uses_positions:
             # A callback may have ended the rollout early
             episode_starts = self.rollout_buffer.episode_starts[: self.rollout_buffer.pos]
-            first = np.zeros(self.n_envs) if self._next_positions is None else self._next_positions
+            first = self._next_positions
+            if first is None or len(first) != self.n_envs:
+                first = np.zeros(self.n_envs)
             self._rollout_positions, self._next_positions = positions_in_episode(episode_starts, first)
         return continue_training
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_rollout_positions"]
 
     def train(self) -> None:
         """
@@ -100,7 +104,8 @@ class KLipUpdate(OnPolicyAlgorithm):
             log.start_epoch()
             for batch in self._minibatches(old_policy):
                 loss, terms = ppo_loss(batch, self.penalty, settings)
-                if not log.terms:
+                if not log.terms or not th.isfinite(loss):
+                    # A penalty that fails must not reach the parameters
                     check_output(self.penalty, "effective_advantage", terms.effective_advantage, terms.ratio)
                 log.add(terms)
 
@@ -235,10 +240,12 @@ class KLipUpdate(OnPolicyAlgorithm):
         :param old_policy: the policy before the update, where the divergence is the analytic one
         :return: mean divergence in nats
         """
-        # Looking must not change what is sampled next, so that the run goes on as it would have without
+        # Looking must not change what comes after it: neither what is sampled next nor batch norm's statistics
         random_state = np.random.get_state()
+        self.policy.set_training_mode(False)
         with th.no_grad():
             divergences = [sample_divergence(divergence, batch) for batch in self._minibatches(old_policy)]
+        self.policy.set_training_mode(True)
         np.random.set_state(random_state)
         return th.cat(divergences).mean().item()
 

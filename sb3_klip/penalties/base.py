@@ -57,7 +57,7 @@ class Penalty(ABC):
     #: Whether :meth:`kl_coef` is ever other than zero, so that the analytic KL must be computed.
     uses_kl: bool = False
 
-    def __init__(self, **parameters: Any):
+    def __init__(self, /, **parameters: Any):
         declared = self.parameters()
         for given in parameters:
             if given not in declared:

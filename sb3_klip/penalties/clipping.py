@@ -169,28 +169,37 @@ class GradientPreserving(StepGate):
     """
 
     def gate(self, inputs: PenaltyInputs) -> th.Tensor:
-        return th.where(self.distance(inputs) > 0, clipped_weight_gate(inputs.ratio, *self.band(inputs)), 0.0)
+        return 1 - self._kept(inputs)
+
+    def effective_advantage(self, inputs: PenaltyInputs) -> th.Tensor:
+        return inputs.advantages * self._kept(inputs)
 
     def weight_space(self, inputs: PenaltyInputs) -> th.Tensor:
         dual = inputs.advantages * clipped_weight_dual(inputs.ratio, *self.band(inputs))
         return th.where(self.distance(inputs) > 0, dual, 0.0)
 
+    def _kept(self, inputs: PenaltyInputs) -> th.Tensor:
+        return th.where(self.distance(inputs) > 0, clipped_weight_share(inputs.ratio, *self.band(inputs)), 1.0)
 
-def clipped_weight_gate(ratio: th.Tensor, low: float, high: float) -> th.Tensor:
+
+def clipped_weight_share(ratio: th.Tensor, low: float, high: float) -> th.Tensor:
     """
-    The gate of ``sg(clip(w))·Â·log π``, whose policy gradient has the weight ``clip(w)``: ``1 - clip(w)/w``.
+    What a sample keeps of its gradient when its weight is clipped but its gradient is not: ``clip(w)/w``.
+
+    It is ``1 - g`` of the objective ``sg(clip(w))·Â·log π``. Far outside the band it is small, and taking it back
+    from g would lose its digits; a penalty multiplies the advantage with it directly.
 
     :param ratio: importance ratios, shape ``(B,)``
     :param low: lower end of the band
     :param high: upper end of the band
-    :return: gate per sample, shape ``(B,)``
+    :return: share per sample, shape ``(B,)``
     """
-    return 1 - th.clamp(ratio, low, high) / ratio.clamp(min=th.finfo(ratio.dtype).tiny)
+    return th.clamp(ratio, low, high) / ratio.clamp(min=th.finfo(ratio.dtype).tiny)
 
 
 def clipped_weight_dual(ratio: th.Tensor, low: float, high: float) -> th.Tensor:
     """
-    Integral of :func:`clipped_weight_gate` from 1 to w: ``w - c - c·log(w/c)`` with ``c = clip(w)``.
+    Integral of ``1 - clip(w)/w`` from 1 to w: ``w - c - c·log(w/c)`` with ``c = clip(w)``.
 
     :param ratio: importance ratios, shape ``(B,)``
     :param low: lower end of the band

@@ -121,7 +121,7 @@ class Number(Parameter):
         for progress_remaining in (1.0,) if number.is_constant else (1.0, 0.5, 0.0):
             try:
                 current = number(progress_remaining)
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, ArithmeticError) as error:
                 raise ValueError(
                     f"{self.name} must be a function of the progress remaining that returns a number, "
                     f"but at {progress_remaining} it raised: {error}"
@@ -151,14 +151,16 @@ class Number(Parameter):
             except ValueError:
                 raise ValueError(f"{self.name}={value!r}: what follows {ZOO_LINEAR_PREFIX!r} must be a number") from None
         if isinstance(value, Mapping):
-            try:
-                return FloatSchedule(LinearSchedule(**{"end_fraction": 1.0, **value}))
-            except TypeError:
+            schedule = {"end_fraction": 1.0, **value}
+            if schedule.keys() != {"start", "end", "end_fraction"} or not all(map(is_number, schedule.values())):
                 raise ValueError(
-                    f"{self.name}={dict(value)!r}: a schedule takes start, end and end_fraction (1.0 if not given)"
-                ) from None
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number and not callable(value):
+                    f"{self.name}={dict(value)!r}: a schedule is made of the numbers start, end and end_fraction "
+                    "(1.0 if not given)"
+                )
+            if not 0 < schedule["end_fraction"] <= 1:
+                raise ValueError(f"{self.name}: end_fraction must be > 0 and <= 1, got {schedule['end_fraction']:g}")
+            return FloatSchedule(LinearSchedule(**schedule))
+        if not is_number(value) and not callable(value):
             raise ValueError(
                 f"{self.name} must be a number {self.range_text}, a function of the progress remaining, "
                 f'or "lin_<start>" for a linear decrease to 0, got {value!r}'
@@ -193,3 +195,11 @@ class Choice(Parameter):
 
     def dump(self, parsed: str) -> str:
         return parsed
+
+
+def is_number(value: Any) -> bool:
+    """
+    :param value: anything
+    :return: whether it is a number, which ``True`` and ``False`` are not meant to be
+    """
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

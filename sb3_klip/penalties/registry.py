@@ -53,7 +53,7 @@ def penalty_class(name: str) -> type[Penalty]:
     raise ValueError(f"unknown penalty {name!r}; {advice}")
 
 
-def make_penalty(penalty: "str | Mapping[str, Any] | type[Penalty] | Penalty", **parameters: Any) -> Penalty:
+def make_penalty(penalty: "str | Mapping[str, Any] | type[Penalty] | Penalty", /, **parameters: Any) -> Penalty:
     """
     Make a penalty from the forms in which users write one.
 
@@ -71,8 +71,8 @@ def make_penalty(penalty: "str | Mapping[str, Any] | type[Penalty] | Penalty", *
         return penalty(**parameters)
     if isinstance(penalty, Mapping):
         spec = dict(penalty)
-        if not isinstance(spec.get("name"), str):
-            raise ValueError(f'a penalty spec needs a "name", such as {{"name": "hard"}}, got {spec!r}')
+        if not isinstance(spec.get("name"), str) or not all(isinstance(key, str) for key in spec):
+            raise ValueError(f'a penalty spec has a "name" and parameters by name, such as {{"name": "hard"}}, got {spec!r}')
         twice = spec.keys() & parameters.keys()
         if twice:
             raise ValueError(f"given twice, in the spec and beside it: {', '.join(sorted(twice))}")

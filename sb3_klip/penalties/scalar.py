@@ -94,7 +94,7 @@ class AdaptiveKL(ScalarPenalty):
     beta_min = Number(1e-4, "the coefficient does not fall below this", above=0.0)
     beta_max = Number(1e4, "the coefficient does not rise above this", above=0.0)
 
-    def __init__(self, **parameters: Any):
+    def __init__(self, /, **parameters: Any):
         super().__init__(**parameters)
         low, start, high = self.beta_min(1.0), self.beta_init(1.0), self.beta_max(1.0)
         if not low <= start <= high:

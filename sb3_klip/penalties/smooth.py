@@ -3,7 +3,7 @@
 import torch as th
 
 from sb3_klip.penalties.base import GatePenalty, PenaltyInputs, untouched_without_advantage
-from sb3_klip.penalties.clipping import clipped_weight_dual, clipped_weight_gate
+from sb3_klip.penalties.clipping import clipped_weight_dual, clipped_weight_share
 from sb3_klip.penalties.parameters import Number
 from sb3_klip.penalties.registry import register_penalty
 
@@ -53,7 +53,10 @@ class ClippedImportanceSampling(GatePenalty):
         return low, high
 
     def gate(self, inputs: PenaltyInputs) -> th.Tensor:
-        return untouched_without_advantage(clipped_weight_gate(inputs.ratio, *self.band(inputs)), inputs)
+        return untouched_without_advantage(1 - clipped_weight_share(inputs.ratio, *self.band(inputs)), inputs)
+
+    def effective_advantage(self, inputs: PenaltyInputs) -> th.Tensor:
+        return inputs.advantages * clipped_weight_share(inputs.ratio, *self.band(inputs))
 
     def weight_space(self, inputs: PenaltyInputs) -> th.Tensor:
         return inputs.advantages * clipped_weight_dual(inputs.ratio, *self.band(inputs))
