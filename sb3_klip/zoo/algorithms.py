@@ -1,0 +1,53 @@
+"""Our algorithms, as the RL Zoo sees them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import optuna
+from rl_zoo3.hyperparams_opt import convert_onpolicy_params, sample_ppo_params
+from stable_baselines3 import PPO
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+from sb3_klip import KLipPPO
+
+Sampler = Callable[[optuna.Trial, int, int, dict[str, Any]], dict[str, Any]]
+Converter = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class ZooAlgorithm(NamedTuple):
+    """
+    What the RL Zoo needs to know of one algorithm. Its hyperparameter file is ``hyperparams/<name>.yml``.
+
+    :param algorithm: the class
+    :param reference: the class that it equals to the last bit with the hard gate
+    :param sampler: Optuna sampler of the reference's hyperparameters; the shape's own are added to them
+    :param converter: from what the sampler asked Optuna for to hyperparameters
+    """
+
+    algorithm: type[OnPolicyAlgorithm]
+    reference: type[OnPolicyAlgorithm]
+    sampler: Sampler
+    converter: Converter
+
+
+ALGORITHMS = {
+    "klip_ppo": ZooAlgorithm(KLipPPO, PPO, sample_ppo_params, convert_onpolicy_params),
+}
+
+
+def hyperparams_folder() -> Path:
+    """
+    :return: the folder of the hyperparameter files, inside the installed package or in the source checkout
+    """
+    package = Path(__file__).parent.parent
+    installed = package / "hyperparams"
+    return installed if installed.is_dir() else package.parent / "hyperparams"
+
+
+def default_config(name: str) -> Path:
+    """
+    :param name: one of :data:`ALGORITHMS`
+    :return: its hyperparameter file
+    """
+    return hyperparams_folder() / f"{name}.yml"
