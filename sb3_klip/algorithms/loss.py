@@ -104,16 +104,10 @@ def ppo_loss(batch: Minibatch, penalty: Penalty, settings: UpdateSettings) -> tu
     :param settings: what stays the same during the update
     :return: the loss, to be minimised, and what is to be logged of it
     """
-    advantages = batch.advantages
-    # The standard deviation of a single sample is not defined, see SB3's GH issue #325
-    if settings.normalize_advantage and len(advantages) > 1:
-        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-
-    log_ratio = batch.log_prob - batch.old_log_prob
-    ratio = th.exp(saturate(log_ratio))
+    ratio = importance_ratio(batch)
 
     with th.no_grad():
-        inputs = PenaltyInputs(ratio.detach(), advantages, settings.clip_range, batch.positions, settings.progress_remaining)
+        inputs = penalty_inputs(batch, ratio.detach(), settings)
         effective_advantage = penalty.effective_advantage(inputs)
         # No shape may push a sample's gradient w·Â_eff out of the range of floats, see saturate().
         largest = th.finfo(ratio.dtype).max * 1e-8 / inputs.ratio
@@ -136,13 +130,35 @@ def ppo_loss(batch: Minibatch, penalty: Penalty, settings: UpdateSettings) -> tu
             value_loss=critic_loss.detach(),
             entropy_loss=entropy_loss.detach(),
             # Schulman's low-variance estimate, http://joschu.net/blog/kl-approx.html
-            approx_kl=th.mean((inputs.ratio - 1) - log_ratio),
+            approx_kl=th.mean((inputs.ratio - 1) - (batch.log_prob - batch.old_log_prob)),
             clip_fraction=th.mean((th.abs(inputs.ratio - 1) > settings.clip_range).float()),
             ratio=inputs.ratio,
-            advantages=advantages,
+            advantages=inputs.advantages,
             effective_advantage=effective_advantage,
         )
     return loss, terms
+
+
+def importance_ratio(batch: Minibatch) -> th.Tensor:
+    """
+    :param batch: the minibatch
+    :return: ``w = π_new(a|s) / π_old(a|s)``, 1 at the first minibatch of an update, shape ``(B,)``, with gradient
+    """
+    return th.exp(saturate(batch.log_prob - batch.old_log_prob))
+
+
+def penalty_inputs(batch: Minibatch, ratio: th.Tensor, settings: UpdateSettings) -> PenaltyInputs:
+    """
+    :param batch: the minibatch
+    :param ratio: its importance ratios, shape ``(B,)``, without gradient
+    :param settings: what stays the same during the update
+    :return: what the penalty is called with, the advantages normalized if they are to be
+    """
+    advantages = batch.advantages
+    # The standard deviation of a single sample is not defined, see SB3's GH issue #325
+    if settings.normalize_advantage and len(advantages) > 1:
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    return PenaltyInputs(ratio, advantages, settings.clip_range, batch.positions, settings.progress_remaining)
 
 
 def value_loss(batch: Minibatch, clip_range_vf: float | None) -> th.Tensor:

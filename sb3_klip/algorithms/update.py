@@ -12,12 +12,12 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import explained_variance
 
-from sb3_klip.algorithms.loss import Minibatch, UpdateSettings, ppo_loss
+from sb3_klip.algorithms.loss import Minibatch, UpdateSettings, importance_ratio, penalty_inputs, ppo_loss
 from sb3_klip.algorithms.old_policy import analytic_kl, frozen_copy
 from sb3_klip.algorithms.positions import minibatches_with_indices, positions_in_episode
 from sb3_klip.algorithms.update_log import UpdateLog
 from sb3_klip.penalties import Penalty, make_penalty
-from sb3_klip.penalties.checks import check_output, check_penalty
+from sb3_klip.penalties.checks import check_outputs, check_penalty
 from sb3_klip.penalties.divergence import ANALYTIC, SAMPLED
 from sb3_klip.penalties.registry import dump_penalty, load_penalty
 
@@ -103,10 +103,12 @@ class KLipUpdate(OnPolicyAlgorithm):
         for epoch in range(self.n_epochs):
             log.start_epoch()
             for batch in self._minibatches(old_policy):
+                # A penalty that fails must not reach the parameters
+                if not log.terms:
+                    self._check_penalty(batch, settings)
                 loss, terms = ppo_loss(batch, self.penalty, settings)
-                if not log.terms or not th.isfinite(loss):
-                    # A penalty that fails must not reach the parameters
-                    check_output(self.penalty, "effective_advantage", terms.effective_advantage, terms.ratio)
+                if not th.isfinite(loss):
+                    self._check_penalty(batch, settings)
                 log.add(terms)
 
                 if self.target_kl is not None:
@@ -149,6 +151,10 @@ class KLipUpdate(OnPolicyAlgorithm):
             normalize_advantage=self.normalize_advantage,
             progress_remaining=progress_remaining,
         )
+
+    def _check_penalty(self, batch: Minibatch, settings: UpdateSettings) -> None:
+        with th.no_grad():
+            check_outputs(self.penalty, penalty_inputs(batch, importance_ratio(batch), settings))
 
     def _minibatches(self, old_policy: ActorCriticPolicy | None) -> Iterator[Minibatch]:
         """

@@ -15,26 +15,34 @@ def check_penalty(penalty: Penalty) -> None:
     ratios, advantages_of_all_signs = th.tensor([0.1, 0.7, 0.95, 1.0, 1.05, 1.5, 10.0]), th.tensor([-2.0, 0.0, 1.0])
     ratio, advantages = th.cartesian_prod(ratios, advantages_of_all_signs).unbind(dim=1)
     for progress_remaining in (1.0, 0.0):
-        inputs = PenaltyInputs(ratio, advantages, 0.2, th.arange(len(ratio)).float(), progress_remaining)
-        check_output(penalty, "effective_advantage", penalty.effective_advantage(inputs), ratio)
-        check_output(penalty, "surrogate", penalty.surrogate(inputs), ratio)
+        check_outputs(penalty, PenaltyInputs(ratio, advantages, 0.2, th.arange(len(ratio)).float(), progress_remaining))
 
 
-def check_output(penalty: Penalty, method: str, output: object, ratio: th.Tensor) -> None:
+def check_outputs(penalty: Penalty, inputs: PenaltyInputs) -> None:
     """
-    :param penalty: the penalty that was called
-    :param method: which of its methods
-    :param output: what it returned
-    :param ratio: the ratios it was called with, shape ``(B,)``
-    :raises ValueError: if the output is not a tensor of shape ``(B,)`` without NaN
+    Call everything of a penalty that an update uses.
+
+    :param penalty: the penalty
+    :param inputs: one minibatch
+    :raises ValueError: if it does not return one number, and not NaN, per sample
     """
-    if not isinstance(output, th.Tensor):
-        raise ValueError(f"{penalty!r}: {method} must return a tensor of shape ({len(ratio)},), got {output!r}")
-    if output.shape != ratio.shape:
-        raise ValueError(
-            f"{penalty!r}: {method} has shape {tuple(output.shape)} for a minibatch of {len(ratio)} samples; "
-            f"the gate must return one number per sample, shape {tuple(ratio.shape)}"
-        )
-    if th.isnan(output).any():
-        where = int(th.isnan(output).nonzero()[0])
-        raise ValueError(f"{penalty!r}: {method} is NaN, for example at ratio {ratio[where].item():g}; check its gate")
+    # The gate comes first: the others are made of it, where a wrong one might fail or be broadcast
+    for method in ("gate", "effective_advantage", "kl_coef", "surrogate"):
+        output = getattr(penalty, method)(inputs)
+        if not isinstance(output, th.Tensor) or output.shape != inputs.ratio.shape or not output.is_floating_point():
+            raise ValueError(
+                f"{penalty!r}: {method} must return a tensor of one floating-point number per sample, "
+                f"here of shape {tuple(inputs.ratio.shape)}, got {_describe(output)}"
+            )
+        if th.isnan(output).any():
+            sample = int(th.isnan(output).nonzero()[0])
+            raise ValueError(
+                f"{penalty!r}: {method} must not return NaN, as it does at ratio {inputs.ratio[sample].item():g} "
+                f"and advantage {inputs.advantages[sample].item():g}"
+            )
+
+
+def _describe(output: object) -> str:
+    if isinstance(output, th.Tensor):
+        return f"shape {tuple(output.shape)} of {output.dtype}"
+    return type(output).__name__

@@ -72,7 +72,7 @@ def make_penalty(penalty: "str | Mapping[str, Any] | type[Penalty] | Penalty", /
     if isinstance(penalty, Mapping):
         spec = dict(penalty)
         if not isinstance(spec.get("name"), str) or not all(isinstance(key, str) for key in spec):
-            raise ValueError(f'a penalty spec has a "name" and parameters by name, such as {{"name": "hard"}}, got {spec!r}')
+            raise ValueError(f'a penalty spec needs a "name" and parameters by name, as in {{"name": "hard"}}, got {spec!r}')
         twice = spec.keys() & parameters.keys()
         if twice:
             raise ValueError(f"given twice, in the spec and beside it: {', '.join(sorted(twice))}")
