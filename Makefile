@@ -55,6 +55,7 @@ check: lint type test ## all of the above checks
 
 figures: $(STAMP) ## draw the figures of README and docs again
 	$(BIN)/sb3-klip plot penalties -o docs/images/penalties.png
+	$(BIN)/sb3-klip plot penalty sigmoid --kwargs softness:0.05 -o docs/images/sigmoid.png
 
 clean: ## remove what builds and tests leave behind (logs and .venv stay)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage
