@@ -30,9 +30,10 @@ $(STAMP): pyproject.toml constraints.txt
 install: $(STAMP) ## set up .venv with all that training and the tests need
 
 train: $(STAMP) ## train and replay: make train ENV=Pendulum-v1 PENALTY=none N=20000
-	$(BIN)/sb3-klip train --algo $(ALGO) --env $(ENV) --seed $(SEED) --progress $(if $(N),--n-timesteps $(N)) \
-		-params penalty:"'$(PENALTY)'"
+	$(BIN)/sb3-klip train --algo $(ALGO) --env $(ENV) --seed $(SEED) --progress --eval-freq 10000 \
+		$(if $(N),--n-timesteps $(N)) -params penalty:"'$(PENALTY)'"
 	$(BIN)/sb3-klip enjoy --algo $(ALGO) --env $(ENV) --no-render --n-timesteps 1000
+	@echo "Logs and models: logs/$(ALGO). The command line: $(BIN)/sb3-klip --help"
 
 test: $(STAMP) ## run the tests, a few minutes on two cores
 	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist worksteal $(PYTEST_ARGS)
