@@ -29,7 +29,7 @@ def beta_diagnostics(
     sets = partition(ratio, advantages, clip_range)
     beta = ratio * (effective_advantage - advantages)
     gate = th.where(advantages == 0, 0.0, 1 - effective_advantage / advantages)
-    percentiles = np.percentile(beta.cpu().numpy(), BETA_PERCENTILES)
+    percentiles = np.percentile(beta.double().cpu().numpy(), BETA_PERCENTILES)
     return {
         "frac_in_band": sets.in_band.float().mean().item(),
         "frac_kill": sets.kill.float().mean().item(),

@@ -2,7 +2,7 @@
 
 import torch as th
 
-from sb3_klip.penalties.base import Penalty, PenaltyInputs
+from sb3_klip.penalties.base import GatePenalty, Penalty, PenaltyInputs
 
 
 def check_penalty(penalty: Penalty) -> None:
@@ -26,8 +26,11 @@ def check_outputs(penalty: Penalty, inputs: PenaltyInputs) -> None:
     :param inputs: one minibatch
     :raises ValueError: if it does not return one number, and not NaN, per sample
     """
-    # The gate comes first: the others are made of it, where a wrong one might fail or be broadcast
-    for method in ("gate", "effective_advantage", "kl_coef", "surrogate"):
+    # What the author wrote comes first: the rest is made of it, where a wrong result might fail or be broadcast
+    methods = ["beta", "effective_advantage", "gate", "kl_coef", "surrogate"]
+    if isinstance(penalty, GatePenalty):
+        methods = ["gate", "weight_space", *methods]
+    for method in methods:
         output = getattr(penalty, method)(inputs)
         if not isinstance(output, th.Tensor) or output.shape != inputs.ratio.shape or not output.is_floating_point():
             raise ValueError(

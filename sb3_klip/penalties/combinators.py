@@ -59,16 +59,16 @@ class Combination(Penalty):
         return any(part.uses_kl for part in self.parts().values())
 
     def beta(self, inputs: PenaltyInputs) -> th.Tensor:
-        return self.mix([part.beta(inputs) for part in self.parts().values()], inputs)
+        return self._mix(lambda part: part.beta(inputs), inputs)
 
     def effective_advantage(self, inputs: PenaltyInputs) -> th.Tensor:
-        return self.mix([part.effective_advantage(inputs) for part in self.parts().values()], inputs)
+        return self._mix(lambda part: part.effective_advantage(inputs), inputs)
 
     def kl_coef(self, inputs: PenaltyInputs) -> th.Tensor:
-        return self.mix([part.kl_coef(inputs) for part in self.parts().values()], inputs)
+        return self._mix(lambda part: part.kl_coef(inputs), inputs)
 
     def surrogate(self, inputs: PenaltyInputs) -> th.Tensor:
-        return self.mix([part.surrogate(inputs) for part in self.parts().values()], inputs)
+        return self._mix(lambda part: part.surrogate(inputs), inputs)
 
     def after_update(self, mean_kl: Callable[[str], float], progress_remaining: float) -> dict[str, float]:
         return {
@@ -83,6 +83,11 @@ class Combination(Penalty):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, part in self.parts().items():
             part.load_state_dict(state[name])
+
+    def _mix(self, call: Callable[[Penalty], th.Tensor], inputs: PenaltyInputs) -> th.Tensor:
+        largest = th.finfo(inputs.ratio.dtype).max / 4
+        # A part may be infinite far from the band, and a mixture of two infinities would be NaN
+        return self.mix([th.clamp(call(part), -largest, largest) for part in self.parts().values()], inputs)
 
 
 @register_penalty("asymmetric")

@@ -21,7 +21,9 @@ class SimplePolicyOptimization(GatePenalty):
         return th.sign(inputs.advantages) * (inputs.ratio - 1) / self._half_width(inputs)
 
     def weight_space(self, inputs: PenaltyInputs) -> th.Tensor:
-        return inputs.advantages.abs() * (inputs.ratio - 1) ** 2 / (2 * self._half_width(inputs))
+        move = inputs.ratio - 1
+        # In this order an advantage of 0 gives 0, however large the move
+        return inputs.advantages.abs() * move / (2 * self._half_width(inputs)) * move
 
     def _half_width(self, inputs: PenaltyInputs) -> float:
         low, high = self.band(inputs)
