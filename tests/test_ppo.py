@@ -101,15 +101,13 @@ def test_learns_cartpole():
         "MlpPolicy",
         make_vec_env("CartPole-v1", n_envs=8, seed=0),
         n_steps=32,
-        batch_size=256,
-        n_epochs=10,
         gamma=0.98,
         gae_lambda=0.8,
         learning_rate=LinearSchedule(2e-3, 0.0, 1.0),
         seed=0,
         device="cpu",
     )
-    model.learn(16_000)
+    model.learn(10_000)
     mean_reward, _ = evaluate_policy(model, make_vec_env("CartPole-v1", n_envs=5, seed=1), n_eval_episodes=10)
     assert mean_reward > 150
 
