@@ -9,7 +9,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
 from sb3_klip.algorithms.update import KLipUpdate
-from sb3_klip.penalties import Penalty, make_penalty
+from sb3_klip.penalties import Penalty
 
 SelfKLipPPO = TypeVar("SelfKLipPPO", bound="KLipPPO")
 
@@ -67,7 +67,7 @@ class KLipPPO(KLipUpdate, PPO):
         penalty_kwargs: dict[str, Any] | None = None,
     ):
         # First, so that a wrong penalty is noticed before an environment is made
-        self.penalty = make_penalty(penalty, **(penalty_kwargs or {}))
+        self._set_penalty(penalty, penalty_kwargs)
         super().__init__(
             policy,
             env,

@@ -9,7 +9,7 @@ from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
 from sb3_klip.algorithms.update import KLipUpdate
-from sb3_klip.penalties import Penalty, make_penalty
+from sb3_klip.penalties import Penalty
 
 SelfRecurrentKLipPPO = TypeVar("SelfRecurrentKLipPPO", bound="RecurrentKLipPPO")
 
@@ -63,7 +63,7 @@ class RecurrentKLipPPO(KLipUpdate, RecurrentPPO):
         penalty_kwargs: dict[str, Any] | None = None,
     ):
         # First, so that a wrong penalty is noticed before an environment is made
-        self.penalty = make_penalty(penalty, **(penalty_kwargs or {}))
+        self._set_penalty(penalty, penalty_kwargs)
         super().__init__(
             policy,
             env,

@@ -52,12 +52,25 @@ class KLipUpdate(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         super()._setup_model()
         # `load` puts here what `save` stored, or what its caller gave in its place
-        penalty: Any = self.penalty
-        if isinstance(penalty, Mapping) and "spec" in penalty:
-            penalty = load_penalty(penalty)
-        self.penalty = make_penalty(penalty, **(self.penalty_kwargs or {}))
-        self.penalty_kwargs = None
+        self._set_penalty(self.penalty, self.penalty_kwargs)
         check_penalty(self.penalty)
+
+    def _set_penalty(self, penalty: Any, penalty_kwargs: dict[str, Any] | None) -> None:
+        """
+        :param penalty: a penalty in any form that users write, or as a saved model holds it
+        :param penalty_kwargs: parameters of the shape, where ``penalty`` is a name
+        :raises ValueError: for an unknown penalty, or a parameter that is not the shape's or out of its range
+        """
+        if penalty_kwargs and not isinstance(penalty_kwargs, Mapping):
+            raise ValueError(f"penalty_kwargs must be a dict such as {{'softness': 0.05}}, got {penalty_kwargs!r}")
+        if isinstance(penalty, Mapping) and "spec" in penalty:
+            if penalty_kwargs:
+                raise ValueError(
+                    f"the saved model has its penalty with parameters; to change it, give penalty= too: {penalty['spec']}"
+                )
+            penalty = load_penalty(penalty)
+        self.penalty = make_penalty(penalty, **(penalty_kwargs or {}))
+        self.penalty_kwargs = None
 
     def save(
         self,

@@ -165,7 +165,10 @@ class Number(Parameter):
                 f"{self.name} must be a number {self.range_text}, a function of the progress remaining, "
                 f'or "lin_<start>" for a linear decrease to 0, got {value!r}'
             )
-        return FloatSchedule(value)
+        try:
+            return FloatSchedule(value)
+        except OverflowError:
+            raise ValueError(f"{self.name} must be {self.range_text}, got a number that no float can hold") from None
 
     def _check(self, value: float, open_ends: bool) -> None:
         inside = self.at_least <= value <= self.at_most and self.above <= value <= self.below

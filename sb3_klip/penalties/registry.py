@@ -129,7 +129,7 @@ def _class_at(path: str) -> type[Penalty]:
     module, _, attribute = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"the penalty {path!r} is not defined here ({error}); import the module that defines it first"
         ) from error
