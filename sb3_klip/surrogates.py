@@ -41,7 +41,8 @@ def partition(ratio: th.Tensor, advantages: th.Tensor, clip_range: float) -> Par
     above, below = ratio > 1 + clip_range, ratio < 1 - clip_range
     positive, negative = advantages > 0, advantages < 0
     kill = (above & positive) | (below & negative)
-    pass_through = (above & negative) | (below & positive)
+    # SB3 lets a clip_range that falls linearly end a little below 0, where a ratio may be above and below at once
+    pass_through = ((above & negative) | (below & positive)) & ~kill
     return Partition(in_band=~(kill | pass_through), kill=kill, pass_through=pass_through)
 
 
@@ -112,9 +113,8 @@ def clip_gate(ratio: th.Tensor, advantages: th.Tensor, low: float, high: float) 
     """
     clipped = th.clamp(ratio, low, high)
     unclipped_value, clipped_value = advantages * ratio, advantages * clipped
-    gate = (unclipped_value > clipped_value).to(ratio.dtype)
-    gate = th.where(unclipped_value == clipped_value, 0.5, gate)
-    return th.where((clipped == ratio) | (advantages == 0), 0.0, gate)
+    tie = (unclipped_value == clipped_value) & (clipped != ratio) & (advantages != 0)
+    return (unclipped_value > clipped_value).to(ratio.dtype) + tie.to(ratio.dtype) / 2
 
 
 def harmful_distance(ratio: th.Tensor, advantages: th.Tensor, low: float, high: float) -> th.Tensor:
@@ -132,3 +132,31 @@ def harmful_distance(ratio: th.Tensor, advantages: th.Tensor, low: float, high: 
     :return: distance per sample in ratio units, shape ``(B,)``
     """
     return th.where(advantages > 0, ratio - high, th.where(advantages < 0, low - ratio, -math.inf))
+
+
+def clipped_weight_share(ratio: th.Tensor, low: float, high: float) -> th.Tensor:
+    """
+    What a sample keeps of its gradient when its weight is clipped but its gradient is not: ``clip(w)/w``.
+
+    It is ``1 - g`` of the objective ``sg(clip(w))·Â·log π``. Far outside the band it is small, and taking it back
+    from g would lose its digits; a penalty multiplies the advantage with it directly.
+
+    :param ratio: importance ratios, shape ``(B,)``
+    :param low: lower end of the band
+    :param high: upper end of the band
+    :return: share per sample, shape ``(B,)``
+    """
+    return th.clamp(ratio, low, high) / ratio.clamp(min=th.finfo(ratio.dtype).tiny)
+
+
+def clipped_weight_dual(ratio: th.Tensor, low: float, high: float) -> th.Tensor:
+    """
+    Integral of ``1 - clip(w)/w`` from 1 to w: ``w - c - c·log(w/c)`` with ``c = clip(w)``.
+
+    :param ratio: importance ratios, shape ``(B,)``
+    :param low: lower end of the band
+    :param high: upper end of the band
+    :return: ``Φ/Â`` per sample, shape ``(B,)``
+    """
+    clipped = th.clamp(ratio, low, high)
+    return ratio - clipped - clipped * th.log(ratio.clamp(min=th.finfo(ratio.dtype).tiny) / clipped)

@@ -33,7 +33,7 @@ class UpdateSettings:
 
 class Minibatch(NamedTuple):
     """
-    What the rollout holds and what the policy says now about the same ``B`` samples, padding left out.
+    What the rollout holds and what the policy says now about the same ``B`` samples.
 
     :param values: values by the policy now, shape ``(B,)``, with gradient
     :param log_prob: log-probability of the actions by the policy now, shape ``(B,)``, with gradient
@@ -44,7 +44,7 @@ class Minibatch(NamedTuple):
     :param returns: TD(λ) returns, shape ``(B,)``
     :param positions: steps since the episode began, shape ``(B,)``, where the penalty asks for them
     :param kl: analytic ``KL(π_old || π_new)``, shape ``(B,)``, with gradient, where the penalty asks for it
-    :param was_padded: whether padding was left out, see :func:`value_loss`
+    :param was_padded: whether the samples were taken out of padded sequences, see :func:`value_loss`
     """
 
     values: th.Tensor
@@ -110,7 +110,7 @@ def ppo_loss(batch: Minibatch, penalty: Penalty, settings: UpdateSettings) -> tu
         inputs = penalty_inputs(batch, ratio.detach(), settings)
         effective_advantage = penalty.effective_advantage(inputs)
         # No shape may push a sample's gradient w·Â_eff out of the range of floats, see saturate().
-        largest = th.finfo(ratio.dtype).max * 1e-8 / inputs.ratio
+        largest = th.finfo(ratio.dtype).max ** 0.8 / inputs.ratio
         effective_advantage = th.clamp(effective_advantage, -largest, largest)
         surrogate_loss = -penalty.surrogate(inputs).mean()
 
@@ -185,11 +185,11 @@ def saturate(log_ratio: th.Tensor) -> th.Tensor:
 
     In float32 ``exp`` overflows at 88.7. A single such sample would give ``inf·0 = NaN`` in the backward pass
     even where its gate is closed; held at 78.6 it is killed, or kept, like any other, and a gate has some
-    decades left to compute with it.
+    decades left to compute with it. The lower side is held too, because some penalties divide by the ratio.
 
     :param log_ratio: ``log π_new - log π_old``, shape ``(B,)``
     :return: the same, held within the range of the dtype, shape ``(B,)``
     """
     limit = -0.9 * math.log(th.finfo(log_ratio.dtype).tiny)
-    # Adding the difference leaves the gradient at 1, where the one of a clamp would be 0 outside.
-    return log_ratio + (th.clamp(log_ratio, -limit, limit) - log_ratio).detach()
+    # The difference is 0, and leaves the gradient at 1 where the one of a clamp would be 0.
+    return th.clamp(log_ratio, -limit, limit).detach() + (log_ratio - log_ratio.detach())

@@ -18,7 +18,8 @@ class MaskableKLipPPO(KLipUpdate, MaskablePPO):
     """
     :class:`~sb3_klip.KLipPPO` for environments in which some actions are invalid at times.
 
-    The default, ``"hard"``, is sb3-contrib's MaskablePPO to the last bit.
+    The default, ``"hard"``, is sb3-contrib's MaskablePPO to the last bit, except that a minibatch of one sample, whose
+    advantage the original normalizes to NaN, is left as it is.
 
     Paper: Colletti & Holzinger 2026, https://arxiv.org/abs/2606.23932, and for the masks Huang & Ontañón 2020,
     https://arxiv.org/abs/2006.14171
@@ -28,7 +29,7 @@ class MaskableKLipPPO(KLipUpdate, MaskablePPO):
     :param policy: the policy model to use (``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"``, a class)
     :param env: the environment to learn from, or its id
     :param penalty: shape of β_t, as for :class:`~sb3_klip.KLipPPO`
-    :param penalty_kwargs: parameters of the shape, where ``penalty`` is a name
+    :param penalty_kwargs: parameters of the shape, where ``penalty`` does not hold them
     :raises ValueError: for an unknown penalty, or a parameter that is not the shape's or out of its range
     """
 

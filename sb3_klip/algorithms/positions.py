@@ -38,6 +38,7 @@ def minibatches_with_indices(rollout_buffer: RolloutBuffer, batch_size: int | No
     :raises ValueError: if the buffer does not work that way
     """
     get_samples, heard = rollout_buffer._get_samples, []
+    shadowed = vars(rollout_buffer).get("_get_samples")
 
     def overhear(batch_inds: np.ndarray, *args: Any, **kwargs: Any) -> Any:
         heard.append(batch_inds)
@@ -54,3 +55,5 @@ def minibatches_with_indices(rollout_buffer: RolloutBuffer, batch_size: int | No
             yield rollout_data, heard.pop()
     finally:
         del rollout_buffer._get_samples
+        if shadowed is not None:
+            rollout_buffer._get_samples = shadowed  # type: ignore[method-assign]

@@ -31,7 +31,7 @@ class KLipPPO(KLipUpdate, PPO):
         function of the progress remaining (1 at the beginning, 0 at the end)
     :param penalty: shape of β_t: a name (see :func:`sb3_klip.penalties.available_penalties`), a spec such as
         ``{"name": "sigmoid", "softness": 0.05}``, or a :class:`~sb3_klip.penalties.Penalty`
-    :param penalty_kwargs: parameters of the shape, where ``penalty`` is a name
+    :param penalty_kwargs: parameters of the shape, where ``penalty`` does not hold them
     :raises ValueError: for an unknown penalty, or a parameter that is not the shape's or out of its range
     """
 

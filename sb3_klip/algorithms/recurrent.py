@@ -18,7 +18,8 @@ class RecurrentKLipPPO(KLipUpdate, RecurrentPPO):
     """
     :class:`~sb3_klip.KLipPPO` with a policy that has a memory (LSTM), for partially observed environments.
 
-    The default, ``"hard"``, is sb3-contrib's RecurrentPPO to the last bit. Minibatches are sequences padded to
+    The default, ``"hard"``, is sb3-contrib's RecurrentPPO to the last bit, except that a minibatch of one sample, whose
+    advantage the original normalizes to NaN, is left as it is. Minibatches are sequences padded to
     one length; the padding counts neither in the loss nor in what is logged.
 
     Paper: Colletti & Holzinger 2026, https://arxiv.org/abs/2606.23932
@@ -29,7 +30,7 @@ class RecurrentKLipPPO(KLipUpdate, RecurrentPPO):
         a class)
     :param env: the environment to learn from, or its id
     :param penalty: shape of β_t, as for :class:`~sb3_klip.KLipPPO`
-    :param penalty_kwargs: parameters of the shape, where ``penalty`` is a name
+    :param penalty_kwargs: parameters of the shape, where ``penalty`` does not hold them
     :raises ValueError: for an unknown penalty, or a parameter that is not the shape's or out of its range
     """
 

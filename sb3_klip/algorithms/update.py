@@ -1,35 +1,31 @@
 """The one update that all algorithms of this package share."""
 
-import io
-import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+import functools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import explained_variance
 
 from sb3_klip.algorithms.loss import Minibatch, UpdateSettings, importance_ratio, penalty_inputs, ppo_loss
 from sb3_klip.algorithms.old_policy import analytic_kl, frozen_copy
+from sb3_klip.algorithms.penalized import PenalizedAlgorithm
 from sb3_klip.algorithms.positions import minibatches_with_indices, positions_in_episode
 from sb3_klip.algorithms.update_log import UpdateLog
-from sb3_klip.penalties import Penalty, make_penalty
-from sb3_klip.penalties.checks import check_outputs, check_penalty
+from sb3_klip.penalties.checks import check_outputs
 from sb3_klip.penalties.divergence import ANALYTIC, SAMPLED
-from sb3_klip.penalties.registry import dump_penalty, load_penalty
 
 
-class KLipUpdate(OnPolicyAlgorithm):
+class KLipUpdate(PenalizedAlgorithm):
     """
     PPO's update with a β_t penalty in the place of the clipping, to be mixed into an SB3 algorithm before it.
 
-    The algorithm brings the collection of rollouts and the arguments; this class brings :meth:`train` and keeps
-    the penalty. What differs between the algorithms is how a minibatch is evaluated
-    (:meth:`_evaluate_actions`) and which of its entries are padding (:meth:`_valid_samples`,
-    :meth:`_minibatch_positions`).
+    The algorithm brings the collection of rollouts and the arguments; this class brings :meth:`train`. What differs
+    between the algorithms is how a minibatch is evaluated (:meth:`_evaluate_actions`) and which of its entries are
+    padding (:meth:`_valid_samples`, :meth:`_minibatch_positions`).
     """
 
     # What the SB3 algorithm brings; `Any` where the algorithms declare different types
@@ -40,66 +36,24 @@ class KLipUpdate(OnPolicyAlgorithm):
     normalize_advantage: bool
     target_kl: float | None
 
-    #: The shape of β_t.
-    penalty: Penalty
-    # Only between `load(..., penalty=..., penalty_kwargs=...)` and `_setup_model` is this not None
-    penalty_kwargs: dict[str, Any] | None = None
     # Positions in the episode, where the penalty asks for them: of the rollout, shape (n_steps, n_envs), and of
     # the step after it, shape (n_envs,)
     _rollout_positions: np.ndarray
     _next_positions: np.ndarray | None = None
 
-    def _setup_model(self) -> None:
-        super()._setup_model()
-        # `load` puts here what `save` stored, or what its caller gave in its place
-        self._set_penalty(self.penalty, self.penalty_kwargs)
-        check_penalty(self.penalty)
-
-    def _set_penalty(self, penalty: Any, penalty_kwargs: dict[str, Any] | None) -> None:
-        """
-        :param penalty: a penalty in any form that users write, or as a saved model holds it
-        :param penalty_kwargs: parameters of the shape, where ``penalty`` is a name
-        :raises ValueError: for an unknown penalty, or a parameter that is not the shape's or out of its range
-        """
-        if penalty_kwargs and not isinstance(penalty_kwargs, Mapping):
-            raise ValueError(f"penalty_kwargs must be a dict such as {{'softness': 0.05}}, got {penalty_kwargs!r}")
-        if isinstance(penalty, Mapping) and "spec" in penalty:
-            if penalty_kwargs:
-                raise ValueError(
-                    f"the saved model has its penalty with parameters; to change it, give penalty= too: {penalty['spec']}"
-                )
-            penalty = load_penalty(penalty)
-        self.penalty = make_penalty(penalty, **(penalty_kwargs or {}))
-        self.penalty_kwargs = None
-
-    def save(
-        self,
-        path: str | pathlib.Path | io.BufferedIOBase,
-        exclude: Iterable[str] | None = None,
-        include: Iterable[str] | None = None,
-    ) -> None:
-        # SB3 writes what is plain JSON as JSON and pickles the rest: the penalty goes in as its spec and state,
-        # so that it is readable in the file and needs no unpickling.
-        penalty = self.penalty
-        self.penalty = dump_penalty(penalty)  # type: ignore[assignment]
-        try:
-            super().save(path, exclude, include)
-        finally:
-            self.penalty = penalty
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_rollout_positions"]
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
         continue_training = super().collect_rollouts(*args, **kwargs)
         if self.penalty.uses_positions:
-            # A callback may have ended the rollout early
+            # A callback may have ended the rollout early; SB3 drops the step that it was called for
             episode_starts = self.rollout_buffer.episode_starts[: self.rollout_buffer.pos]
             first = self._next_positions
             if first is None or len(first) != self.n_envs:
                 first = np.zeros(self.n_envs)
             self._rollout_positions, self._next_positions = positions_in_episode(episode_starts, first)
         return continue_training
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_rollout_positions"]
 
     def train(self) -> None:
         """
@@ -148,9 +102,9 @@ class KLipUpdate(OnPolicyAlgorithm):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-        to_log = self.penalty.after_update(
-            lambda divergence: self._mean_kl(divergence, old_policy), settings.progress_remaining
-        )
+        # Kept, because several parts of a penalty may ask for the same divergence
+        mean_kl = functools.cache(lambda divergence: self._mean_kl(divergence, old_policy))
+        to_log = self.penalty.after_update(mean_kl, settings.progress_remaining)
         for key, value in to_log.items():
             self.logger.record(f"klip/{key}", value)
 

@@ -10,8 +10,8 @@ import torch as th
 from sb3_klip.penalties.parameters import Number, Parameter
 from sb3_klip.surrogates import harmful_distance
 
-#: Points of the midpoint rule for a gate without a closed integral.
-QUADRATURE_POINTS = 128
+#: Points of the midpoint rule for a shape without a closed integral.
+QUADRATURE_POINTS = 64
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,12 @@ class Penalty(ABC):
         """
         :return: the declared parameters by name, the class's own before those of its bases
         """
-        declared = [value for base in cls.__mro__ for value in vars(base).values() if isinstance(value, Parameter)]
-        return {parameter.name: parameter for parameter in declared}
+        found: dict[str, Parameter] = {}
+        for base in cls.__mro__:
+            for value in vars(base).values():
+                if isinstance(value, Parameter):
+                    found.setdefault(value.name, value)
+        return found
 
     @abstractmethod
     def beta(self, inputs: PenaltyInputs) -> th.Tensor:
@@ -115,12 +119,26 @@ class Penalty(ABC):
 
     def surrogate(self, inputs: PenaltyInputs) -> th.Tensor:
         """
-        The objective in ratio space, up to what :meth:`kl_coef` adds: logged, never differentiated.
+        The objective in ratio space, ``Â + ∫₁ʷ Â_eff dx``, without the term of :meth:`kl_coef`: it is logged, and
+        never differentiated.
+
+        Here the integral is taken numerically (midpoint rule with :data:`QUADRATURE_POINTS` points, so the effective
+        advantage is computed for that many times B samples); shapes override this with their closed form.
 
         :param inputs: one minibatch
         :return: objective per sample, to be maximised, shape ``(B,)``
         """
-        return inputs.ratio * inputs.advantages
+        ratio, advantages, positions = inputs.ratio, inputs.advantages, inputs.positions
+        points = (th.arange(QUADRATURE_POINTS, dtype=ratio.dtype, device=ratio.device) + 0.5) / QUADRATURE_POINTS
+        on_the_way = PenaltyInputs(
+            ratio=(1 + points[:, None] * (ratio - 1)).flatten(),
+            advantages=advantages.expand(QUADRATURE_POINTS, -1).flatten(),
+            clip_range=inputs.clip_range,
+            positions=None if positions is None else positions.expand(QUADRATURE_POINTS, -1).flatten(),
+            progress_remaining=inputs.progress_remaining,
+        )
+        mean = self.effective_advantage(on_the_way).view(QUADRATURE_POINTS, -1).mean(dim=0)
+        return advantages + (ratio - 1) * mean
 
     def after_update(self, mean_kl: Callable[[str], float], progress_remaining: float) -> dict[str, float]:
         """
@@ -137,8 +155,15 @@ class Penalty(ABC):
     def spec(self) -> dict[str, Any]:
         """
         :return: plain JSON from which :func:`~sb3_klip.penalties.make_penalty` makes this penalty again
-        :raises ValueError: if a parameter is a Python function that JSON cannot hold
+        :raises ValueError: if a parameter is a Python function, or the penalty holds more than its declared parameters
         """
+        declared = {parameter.attribute for parameter in self.parameters().values()}
+        others = vars(self).keys() - declared
+        if others and type(self).state_dict is Penalty.state_dict:
+            raise ValueError(
+                f"{type(self).__name__} keeps {', '.join(sorted(others))}, which its spec would lose; "
+                "declare them as parameters, such as Number(0.1), or override spec() or state_dict()"
+            )
         values = {name: par.dump(getattr(self, par.attribute)) for name, par in self.parameters().items()}
         return {"name": self.name, **values}
 
@@ -170,7 +195,7 @@ class GatePenalty(Penalty):
     :raises ValueError: for an unknown parameter, or a value outside its range
     """
 
-    clip_range = Number(None, "half-width of the band; the algorithm's clip_range if not given", above=0.0, below=1.0)
+    clip_range = Number(None, above=0.0, below=1.0)
 
     @abstractmethod
     def gate(self, inputs: PenaltyInputs) -> th.Tensor:
@@ -204,24 +229,13 @@ class GatePenalty(Penalty):
     def weight_space(self, inputs: PenaltyInputs) -> th.Tensor:
         """
         The gate's dual in ratio space, ``Φ(w, Â) = Â·∫₁ʷ g(x, Â) dx``: then ``w·Â - Φ`` has the gradient
-        ``Â·(1 - g)``. Here the integral is taken numerically (:data:`QUADRATURE_POINTS`-point midpoint rule
-        from 1 to w, so the gate is called once with that many times B samples); shapes override it with
-        their closed form.
+        ``Â·(1 - g)``. Here it is what the numerical integral of :meth:`Penalty.surrogate` leaves of ``w·Â``; shapes
+        override it with their closed form.
 
         :param inputs: one minibatch
         :return: penalty Φ per sample, shape ``(B,)``
         """
-        ratio, advantages, positions = inputs.ratio, inputs.advantages, inputs.positions
-        points = (th.arange(QUADRATURE_POINTS, dtype=ratio.dtype, device=ratio.device) + 0.5) / QUADRATURE_POINTS
-        on_the_way = PenaltyInputs(
-            ratio=(1 + points[:, None] * (ratio - 1)).flatten(),
-            advantages=advantages.expand(QUADRATURE_POINTS, -1).flatten(),
-            clip_range=inputs.clip_range,
-            positions=None if positions is None else positions.expand(QUADRATURE_POINTS, -1).flatten(),
-            progress_remaining=inputs.progress_remaining,
-        )
-        mean_gate = self.gate(on_the_way).view(QUADRATURE_POINTS, -1).mean(dim=0)
-        return advantages * (ratio - 1) * mean_gate
+        return inputs.ratio * inputs.advantages - Penalty.surrogate(self, inputs)
 
     def surrogate(self, inputs: PenaltyInputs) -> th.Tensor:
         return inputs.ratio * inputs.advantages - self.weight_space(inputs)

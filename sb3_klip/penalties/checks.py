@@ -37,8 +37,10 @@ def check_outputs(penalty: Penalty, inputs: PenaltyInputs) -> None:
                 f"{penalty!r}: {method} must return a tensor of one floating-point number per sample, "
                 f"here of shape {tuple(inputs.ratio.shape)}, got {_describe(output)}"
             )
-        if th.isnan(output).any():
-            sample = int(th.isnan(output).nonzero()[0])
+        # NaN in the rewards or the observations is not the penalty's fault
+        at_fault = th.isnan(output) & th.isfinite(inputs.ratio) & th.isfinite(inputs.advantages)
+        if at_fault.any():
+            sample = int(at_fault.nonzero()[0])
             raise ValueError(
                 f"{penalty!r}: {method} must not return NaN, as it does at ratio {inputs.ratio[sample].item():g} "
                 f"and advantage {inputs.advantages[sample].item():g}"

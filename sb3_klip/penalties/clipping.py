@@ -5,7 +5,7 @@ import torch as th
 from sb3_klip.penalties.base import GatePenalty, PenaltyInputs
 from sb3_klip.penalties.parameters import Number
 from sb3_klip.penalties.registry import register_penalty
-from sb3_klip.surrogates import clip_gate
+from sb3_klip.surrogates import clip_gate, clipped_weight_dual, clipped_weight_share
 
 
 @register_penalty("none")
@@ -50,26 +50,39 @@ class Hard(StepGate):
         return th.min(inputs.advantages * inputs.ratio, inputs.advantages * clipped)
 
 
+class TwoSidedGate(GatePenalty):
+    """
+    A gate whose band may have a half-width of its own on each side.
+
+    :param clip_range_low: half-width of the band below 1; the gate's ``clip_range`` if not given
+    :param clip_range_high: half-width of the band above 1; the gate's ``clip_range`` if not given
+    """
+
+    clip_range_low = Number(None, above=0.0, below=1.0)
+    clip_range_high = Number(None, above=0.0, below=1.0)
+
+    def band(self, inputs: PenaltyInputs) -> tuple[float, float]:
+        low, high = super().band(inputs)
+        if self.clip_range_low is not None:
+            low = 1 - self.clip_range_low(inputs.progress_remaining)
+        if self.clip_range_high is not None:
+            high = 1 + self.clip_range_high(inputs.progress_remaining)
+        return low, high
+
+
 @register_penalty("clip_higher")
-class ClipHigher(Hard):
+class ClipHigher(TwoSidedGate, Hard):
     """
     PPO-Clip with its own ε on each side, the upper one wider: ``g = 1[d > 0]`` for the band
     ``[1 - clip_range_low, 1 + clip_range_high]``.
 
-    Source: DAPO, Yu et al. 2025, arXiv:2503.14476, eq. 10.
+    Source: DAPO, Yu et al. 2025, arXiv:2503.14476.
 
     :param clip_range_low: half-width of the band below 1; the gate's ``clip_range`` if not given
     :param clip_range_high: half-width of the band above 1
     """
 
-    clip_range_low = Number(None, "half-width of the band below 1; the gate's clip_range if not given", above=0.0, below=1.0)
-    clip_range_high = Number(0.28, "half-width of the band above 1", above=0.0, below=1.0)
-
-    def band(self, inputs: PenaltyInputs) -> tuple[float, float]:
-        low, _ = super().band(inputs)
-        if self.clip_range_low is not None:
-            low = 1 - self.clip_range_low(inputs.progress_remaining)
-        return low, 1 + self.clip_range_high(inputs.progress_remaining)
+    clip_range_high = Number(0.28, above=0.0, below=1.0)
 
 
 @register_penalty("dual_clip")
@@ -83,7 +96,7 @@ class DualClip(StepGate):
     :param dual_clip: the bound c, in ratio units
     """
 
-    dual_clip = Number(3.0, "bound c of the ratio where the advantage is negative", above=1.0)
+    dual_clip = Number(3.0, above=1.0)
 
     def gate(self, inputs: PenaltyInputs) -> th.Tensor:
         return th.where(self._past_bound(inputs) > 0, 1.0, super().gate(inputs))
@@ -106,7 +119,7 @@ class Leaky(StepGate):
     :param alpha: share α of the gradient that is kept
     """
 
-    alpha = Number(0.1, "share of the gradient that is kept past the edge", at_least=0.0, at_most=1.0)
+    alpha = Number(0.1, at_least=0.0, at_most=1.0)
 
     def gate(self, inputs: PenaltyInputs) -> th.Tensor:
         return (1 - self.alpha(inputs.progress_remaining)) * super().gate(inputs)
@@ -125,7 +138,7 @@ class Rollback(StepGate):
     :param alpha: slope α of the way back
     """
 
-    alpha = Number(0.3, "slope of the way back past the edge", at_least=0.0)
+    alpha = Number(0.3, at_least=0.0)
 
     def gate(self, inputs: PenaltyInputs) -> th.Tensor:
         return (1 + self.alpha(inputs.progress_remaining)) * super().gate(inputs)
@@ -145,7 +158,7 @@ class Tanh(StepGate):
     :param alpha: strength α of the rollback
     """
 
-    alpha = Number(0.3, "strength of the rollback", at_least=0.0)
+    alpha = Number(0.3, at_least=0.0)
 
     def gate(self, inputs: PenaltyInputs) -> th.Tensor:
         sech_squared = 1 - th.tanh(inputs.ratio - 1) ** 2
@@ -159,7 +172,7 @@ class Tanh(StepGate):
 
 
 @register_penalty("gppo")
-class GradientPreserving(StepGate):
+class GradientPreserving(GatePenalty):
     """
     Gradient-preserving clip: on the kill set the gradient stays, with the weight ``clip(w)`` instead of w, so
     ``g = 1 - clip(w)/w`` there.
@@ -180,31 +193,3 @@ class GradientPreserving(StepGate):
 
     def _kept(self, inputs: PenaltyInputs) -> th.Tensor:
         return th.where(self.distance(inputs) > 0, clipped_weight_share(inputs.ratio, *self.band(inputs)), 1.0)
-
-
-def clipped_weight_share(ratio: th.Tensor, low: float, high: float) -> th.Tensor:
-    """
-    What a sample keeps of its gradient when its weight is clipped but its gradient is not: ``clip(w)/w``.
-
-    It is ``1 - g`` of the objective ``sg(clip(w))·Â·log π``. Far outside the band it is small, and taking it back
-    from g would lose its digits; a penalty multiplies the advantage with it directly.
-
-    :param ratio: importance ratios, shape ``(B,)``
-    :param low: lower end of the band
-    :param high: upper end of the band
-    :return: share per sample, shape ``(B,)``
-    """
-    return th.clamp(ratio, low, high) / ratio.clamp(min=th.finfo(ratio.dtype).tiny)
-
-
-def clipped_weight_dual(ratio: th.Tensor, low: float, high: float) -> th.Tensor:
-    """
-    Integral of ``1 - clip(w)/w`` from 1 to w: ``w - c - c·log(w/c)`` with ``c = clip(w)``.
-
-    :param ratio: importance ratios, shape ``(B,)``
-    :param low: lower end of the band
-    :param high: upper end of the band
-    :return: ``Φ/Â`` per sample, shape ``(B,)``
-    """
-    clipped = th.clamp(ratio, low, high)
-    return ratio - clipped - clipped * th.log(ratio.clamp(min=th.finfo(ratio.dtype).tiny) / clipped)

@@ -8,7 +8,7 @@ import torch as th
 
 from sb3_klip.penalties.base import Penalty, PenaltyInputs
 from sb3_klip.penalties.parameters import Choice, Number, Parameter
-from sb3_klip.penalties.registry import make_penalty, register_penalty
+from sb3_klip.penalties.registry import adopt_penalty, make_penalty, register_penalty
 
 
 class Part(Parameter):
@@ -16,12 +16,11 @@ class Part(Parameter):
     A parameter that is a penalty itself, in any form that :func:`make_penalty` takes.
 
     :param default: name of the penalty that it is where the user gives none
-    :param doc: one line for help texts
     """
 
     def parse(self, value: Any) -> Penalty:
         try:
-            return make_penalty(value)
+            return adopt_penalty(make_penalty(value))
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from error
 
@@ -78,11 +77,12 @@ class Combination(Penalty):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: part.state_dict() for name, part in self.parts().items()}
+        return {name: part.state_dict() for name, part in self.parts().items() if part.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, part in self.parts().items():
-            part.load_state_dict(state[name])
+            if name in state:
+                part.load_state_dict(state[name])
 
     def _mix(self, call: Callable[[Penalty], th.Tensor], inputs: PenaltyInputs) -> th.Tensor:
         largest = th.finfo(inputs.ratio.dtype).max / 4
@@ -101,9 +101,9 @@ class Asymmetric(Combination):
     :param by: ``"ratio"`` or ``"advantage"``
     """
 
-    upper = Part("hard", "penalty of the samples above")
-    lower = Part("hard", "penalty of the samples below")
-    by = Choice("ratio", ("ratio", "advantage"), "what decides the side")
+    upper = Part("hard")
+    lower = Part("hard")
+    by = Choice("ratio", ("ratio", "advantage"))
 
     def mix(self, values: list[th.Tensor], inputs: PenaltyInputs) -> th.Tensor:
         upper, lower = values
@@ -123,10 +123,10 @@ class PositionAware(Combination):
     :param width: how gradually one gives way to the other, in steps
     """
 
-    early = Part("hard", "penalty at the beginning of an episode")
-    late = Part("hard", "penalty towards the end of an episode")
-    midpoint = Number(100.0, "position at which both count the same, in steps", at_least=0.0)
-    width = Number(20.0, "how gradually one gives way to the other, in steps", above=0.0)
+    early = Part("hard")
+    late = Part("hard")
+    midpoint = Number(100.0, at_least=0.0)
+    width = Number(20.0, above=0.0)
 
     uses_positions = True
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
@@ -14,13 +15,11 @@ class Parameter:
     One declared parameter of a penalty, a descriptor: reading it gives what :meth:`parse` made of the argument.
 
     :param default: value where the user gives none, in the form that the user would write
-    :param doc: one line for help texts
     :param name: the argument's name, where it cannot be the attribute's
     """
 
-    def __init__(self, default: Any, doc: str = "", name: str = ""):
+    def __init__(self, default: Any, name: str = ""):
         self.default = default
-        self.doc = doc
         self.name = name
 
     def __set_name__(self, owner: type, attribute: str) -> None:
@@ -85,7 +84,6 @@ class Number(Parameter):
     annealed to 0 is the hard limit.
 
     :param default: as :class:`Parameter`; ``None`` makes the parameter optional
-    :param doc: as :class:`Parameter`
     :param name: as :class:`Parameter`
     :param above: every value must be greater
     :param below: every value must be smaller
@@ -96,7 +94,6 @@ class Number(Parameter):
     def __init__(
         self,
         default: Any,
-        doc: str = "",
         name: str = "",
         *,
         above: float = -math.inf,
@@ -104,7 +101,7 @@ class Number(Parameter):
         at_least: float = -math.inf,
         at_most: float = math.inf,
     ):
-        super().__init__(default, doc, name)
+        super().__init__(default, name)
         self.above, self.below, self.at_least, self.at_most = above, below, at_least, at_most
 
     @property
@@ -116,7 +113,10 @@ class Number(Parameter):
     def parse(self, value: Any) -> ScheduledNumber | None:
         if value is None and self.default is None:
             return None
-        number = value if isinstance(value, ScheduledNumber) else ScheduledNumber(self._schedule(value), value)
+        if isinstance(value, ScheduledNumber):
+            number = value
+        else:
+            number = ScheduledNumber(self._schedule(value), dict(value) if isinstance(value, Mapping) else value)
         # A function of the user's is known by its values alone: its two ends and its middle are looked at here.
         for progress_remaining in (1.0,) if number.is_constant else (1.0, 0.5, 0.0):
             try:
@@ -163,10 +163,10 @@ class Number(Parameter):
         if not is_number(value) and not callable(value):
             raise ValueError(
                 f"{self.name} must be a number {self.range_text}, a function of the progress remaining, "
-                f'or "lin_<start>" for a linear decrease to 0, got {value!r}'
+                f'or "lin_<start>" for a linear decrease to 0, got {value!r}{_advice(value)}'
             )
         try:
-            return FloatSchedule(value)
+            return FloatSchedule(value if callable(value) else float(value))
         except OverflowError:
             raise ValueError(f"{self.name} must be {self.range_text}, got a number that no float can hold") from None
 
@@ -184,11 +184,10 @@ class Choice(Parameter):
 
     :param default: as :class:`Parameter`
     :param options: admissible words
-    :param doc: as :class:`Parameter`
     """
 
-    def __init__(self, default: str, options: Sequence[str], doc: str = ""):
-        super().__init__(default, doc)
+    def __init__(self, default: str, options: Sequence[str]):
+        super().__init__(default)
         self.options = tuple(options)
 
     def parse(self, value: Any) -> str:
@@ -205,4 +204,12 @@ def is_number(value: Any) -> bool:
     :param value: anything
     :return: whether it is a number, which ``True`` and ``False`` are not meant to be
     """
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _advice(value: Any) -> str:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return ""
+    return ", which is text: write it without quotes, and 1e-3 in YAML as 1.0e-3" if isinstance(value, str) else ""

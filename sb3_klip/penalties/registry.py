@@ -1,5 +1,6 @@
 """From a name or a spec to a penalty, and from a penalty to what is stored in a saved model."""
 
+import copy
 import difflib
 import importlib
 from collections.abc import Callable, Mapping
@@ -41,12 +42,12 @@ def available_penalties() -> list[str]:
 def penalty_class(name: str) -> type[Penalty]:
     """
     :param name: a registered name, or the dotted path ``package.module.Class`` of a :class:`Penalty`
-    :return: the class
+    :return: the class; its module is imported if it is not yet
     :raises ValueError: if there is no such penalty; names the nearest ones
     """
     if name in _REGISTERED:
         return _REGISTERED[name]
-    if "." in name:
+    if "." in name.strip("."):
         return _class_at(name)
     near = difflib.get_close_matches(name, _REGISTERED, n=3, cutoff=0.5)
     advice = f"did you mean {' or '.join(map(repr, near))}?" if near else f"available: {', '.join(available_penalties())}"
@@ -90,31 +91,31 @@ def make_penalty(penalty: "str | Mapping[str, Any] | type[Penalty] | Penalty", /
         raise
 
 
-def dump_penalty(penalty: Penalty) -> "dict[str, Any] | Penalty":
+def adopt_penalty(penalty: Penalty) -> Penalty:
     """
-    What a saved model keeps of a penalty: plain JSON, its spec and its state.
+    Make a penalty one's own. One that learns is copied, so that two models, or two parts of a combination, that
+    were given the same object do not teach each other.
 
     :param penalty: the penalty
-    :return: plain JSON for :func:`load_penalty`; or the penalty itself, left to SB3's pickling as a
-        ``clip_range`` that is a function is, where a parameter is a Python function
+    :return: the same, or a copy if it has a state
+    """
+    return copy.deepcopy(penalty) if penalty.state_dict() else penalty
+
+
+def dump_penalty(penalty: Penalty) -> dict[str, Any]:
+    """
+    What a saved model keeps of a penalty.
+
+    :param penalty: the penalty
+    :return: ``penalty``, its spec, and ``penalty_state``, what it has learned and the spec that this is for; all of it
+        plain JSON. Where JSON cannot hold the penalty, as with a parameter that is a Python function, it is the
+        penalty itself, left to SB3's pickling as a ``clip_range`` that is a function is
     """
     try:
-        return {"spec": penalty.spec(), "state": penalty.state_dict()}
+        spec = penalty.spec()
     except ValueError:
-        return penalty
-
-
-def load_penalty(stored: "Mapping[str, Any] | Penalty") -> Penalty:
-    """
-    :param stored: what :func:`dump_penalty` returned
-    :return: the penalty in the state in which it was dumped
-    :raises ValueError: if its class is not to be found
-    """
-    if isinstance(stored, Penalty):
-        return stored
-    penalty = make_penalty(stored["spec"])
-    penalty.load_state_dict(stored["state"])
-    return penalty
+        return {"penalty": penalty, "penalty_state": None}
+    return {"penalty": spec, "penalty_state": {"spec": spec, "values": penalty.state_dict()}}
 
 
 def _owners(parameter: str) -> list[str]:
@@ -129,7 +130,7 @@ def _class_at(path: str) -> type[Penalty]:
     module, _, attribute = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ValueError(
             f"the penalty {path!r} is not defined here ({error}); import the module that defines it first"
         ) from error

@@ -20,7 +20,7 @@ class ScalarPenalty(Penalty):
         ``-log w`` and ``"k3"`` is ``(w - 1) - log w``, estimates of it from the actions that were taken
     """
 
-    divergence = Choice(ANALYTIC, DIVERGENCES, "what the coefficient multiplies")
+    divergence = Choice(ANALYTIC, DIVERGENCES)
 
     @abstractmethod
     def coefficient(self, progress_remaining: float) -> float:
@@ -45,7 +45,7 @@ class ScalarPenalty(Penalty):
         return self.beta(inputs) if self.uses_kl else super().kl_coef(inputs)
 
     def surrogate(self, inputs: PenaltyInputs) -> th.Tensor:
-        surrogate = super().surrogate(inputs)
+        surrogate = inputs.ratio * inputs.advantages
         if self.uses_kl:
             return surrogate
         return surrogate - self.beta(inputs) * SAMPLED[self.divergence].value(th.log(inputs.ratio))
@@ -60,7 +60,7 @@ class FixedKL(ScalarPenalty):
     :param divergence: see :class:`ScalarPenalty`
     """
 
-    beta_schedule = Number(1.0, "the coefficient", name="beta", at_least=0.0)
+    beta_schedule = Number(1.0, name="beta", at_least=0.0)
 
     def coefficient(self, progress_remaining: float) -> float:
         return self.beta_schedule(progress_remaining)
@@ -87,12 +87,12 @@ class AdaptiveKL(ScalarPenalty):
     :raises ValueError: also if ``beta_init`` is not between ``beta_min`` and ``beta_max``
     """
 
-    target = Number(0.02, "divergence per update to aim at, in nats", above=0.0)
-    beta_init = Number(1.0, "the coefficient at the beginning", above=0.0)
-    factor = Number(2.0, "how much the coefficient changes at a time", above=1.0)
-    tolerance = Number(1.5, "how far from the target nothing changes yet, as a factor", at_least=1.0)
-    beta_min = Number(1e-4, "the coefficient does not fall below this", above=0.0)
-    beta_max = Number(1e4, "the coefficient does not rise above this", above=0.0)
+    target = Number(0.02, above=0.0)
+    beta_init = Number(1.0, above=0.0)
+    factor = Number(2.0, above=1.0)
+    tolerance = Number(1.5, at_least=1.0)
+    beta_min = Number(1e-4, above=0.0)
+    beta_max = Number(1e4, above=0.0)
 
     def __init__(self, /, **parameters: Any):
         super().__init__(**parameters)

@@ -3,9 +3,10 @@
 import torch as th
 
 from sb3_klip.penalties.base import GatePenalty, PenaltyInputs, untouched_without_advantage
-from sb3_klip.penalties.clipping import clipped_weight_dual, clipped_weight_share
+from sb3_klip.penalties.clipping import TwoSidedGate
 from sb3_klip.penalties.parameters import Number
 from sb3_klip.penalties.registry import register_penalty
+from sb3_klip.surrogates import clipped_weight_dual, clipped_weight_share
 
 
 @register_penalty("spo")
@@ -32,27 +33,20 @@ class SimplePolicyOptimization(GatePenalty):
 
 
 @register_penalty("cispo")
-class ClippedImportanceSampling(GatePenalty):
+class ClippedImportanceSampling(TwoSidedGate):
     """
     CISPO: every sample keeps its gradient, with the clipped importance weight: ``sg(clip(w))·Â·log π``, so
     ``g = 1 - clip(w)/w``.
 
-    ``Φ = Â·(w - c - c·log(w/c))`` with ``c = clip(w)``. Source: MiniMax-M1 2025, arXiv:2506.13585, eq. 4.
+    The paper does not clip from below: that is ``clip_range_low=1.0``.
+    ``Φ = Â·(w - c - c·log(w/c))`` with ``c = clip(w)``. Source: MiniMax-M1 2025, arXiv:2506.13585.
 
     :param clip_range_low: half-width of the band below 1; the gate's ``clip_range`` if not given
     :param clip_range_high: half-width of the band above 1; the gate's ``clip_range`` if not given
     """
 
-    clip_range_low = Number(None, "half-width of the band below 1; the gate's clip_range if not given", above=0.0, at_most=1.0)
-    clip_range_high = Number(None, "half-width of the band above 1; the gate's clip_range if not given", above=0.0)
-
-    def band(self, inputs: PenaltyInputs) -> tuple[float, float]:
-        low, high = super().band(inputs)
-        if self.clip_range_low is not None:
-            low = 1 - self.clip_range_low(inputs.progress_remaining)
-        if self.clip_range_high is not None:
-            high = 1 + self.clip_range_high(inputs.progress_remaining)
-        return low, high
+    clip_range_low = Number(None, above=0.0, at_most=1.0)
+    clip_range_high = Number(None, above=0.0)
 
     def gate(self, inputs: PenaltyInputs) -> th.Tensor:
         return untouched_without_advantage(1 - clipped_weight_share(inputs.ratio, *self.band(inputs)), inputs)
@@ -77,8 +71,8 @@ class SoftAdaptive(GatePenalty):
     :param tau_neg: the same where the advantage is negative
     """
 
-    tau_pos = Number(1.0, "how fast the gradient fades where the advantage is positive", above=0.0)
-    tau_neg = Number(1.05, "how fast the gradient fades where the advantage is negative", above=0.0)
+    tau_pos = Number(1.0, above=0.0)
+    tau_neg = Number(1.05, above=0.0)
 
     def gate(self, inputs: PenaltyInputs) -> th.Tensor:
         gate = th.tanh(self._tau(inputs) * (inputs.ratio - 1) / 2) ** 2
@@ -104,7 +98,7 @@ class ProbabilitySmoothing(GatePenalty):
     :param alpha: share α of the old policy
     """
 
-    alpha = Number(0.1, "share of the old policy in the mixture", at_least=0.0, at_most=1.0)
+    alpha = Number(0.1, at_least=0.0, at_most=1.0)
 
     def gate(self, inputs: PenaltyInputs) -> th.Tensor:
         return untouched_without_advantage(th.full_like(inputs.ratio, self.alpha(inputs.progress_remaining)), inputs)

@@ -20,7 +20,7 @@ class SoftGate(GatePenalty):
     :param softness: the width; towards 0 the gate becomes the step of ``hard``
     """
 
-    softness = Number(0.05, "width over which the gate closes, in ratio units", above=0.0)
+    softness = Number(0.05, above=0.0)
 
     def width(self, inputs: PenaltyInputs) -> float:
         """
