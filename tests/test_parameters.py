@@ -83,6 +83,15 @@ def test_number(penalty, parameter):
 
 
 @every_number
+@pytest.mark.parametrize("kind", [np.float32, np.float64, float])
+def test_numbers_of_other_kinds(penalty, parameter, kind):
+    value, _ = typical(parameter)
+    made, values = given(penalty, parameter, kind(value))
+    assert values == pytest.approx([value] * len(PROGRESS), rel=1e-6)
+    assert json.loads(json.dumps(made.spec()))[parameter.name] == pytest.approx(value)
+
+
+@every_number
 def test_function_of_the_progress_remaining(penalty, parameter):
     end, start = typical(parameter)
     made, values = given(penalty, parameter, lambda progress: end + progress**2 * (start - end))
@@ -128,8 +137,9 @@ def test_decrease_to_zero_as_the_zoo_writes_it(penalty, parameter):
 def test_progress_beyond_the_end_is_the_end(penalty, parameter):
     """The last rollout may overshoot the total number of timesteps, and the progress falls below 0."""
     end, start = typical(parameter)
-    made, _ = given(penalty, parameter, {"start": start, "end": end})
-    assert getattr(made, parameter.attribute)(-0.3) == getattr(made, parameter.attribute)(0.0) == pytest.approx(end)
+    for value in ({"start": start, "end": end}, lambda progress: end + progress * (start - end)):
+        made, _ = given(penalty, parameter, value)
+        assert getattr(made, parameter.attribute)(-0.3) == getattr(made, parameter.attribute)(0.0) == pytest.approx(end)
 
 
 @every_number
@@ -377,8 +387,8 @@ def own_registry(monkeypatch):
 class Half(GatePenalty):
     """Takes a share of the gradient away on one side of a threshold."""
 
-    share = Number(0.5, "how much", at_least=0.0, at_most=1.0)
-    side = Choice("high", ("high", "low"), "which side")
+    share = Number(0.5, at_least=0.0, at_most=1.0)
+    side = Choice("high", ("high", "low"))
 
     def gate(self, inputs):
         outside = inputs.ratio > 1.1 if self.side == "high" else inputs.ratio < 0.9
@@ -558,7 +568,8 @@ def test_nan_at_ratios_that_are_met_later(method, otherwise, nested):
     def with_gap(inputs):
         return inputs.advantages * th.where((inputs.ratio > 1.06) & (inputs.ratio < 1.49), math.nan, otherwise)
 
-    penalty = BrokenBeta(**{method: with_gap})
+    # The integral from 1 to the ratio would meet the gap at construction
+    penalty = BrokenBeta(**{method: with_gap, "surrogate": lambda inputs: inputs.ratio * inputs.advantages})
     model = make_model({"name": "asymmetric", "upper": penalty, "lower": "none"} if nested else penalty)
     initial = state_of(model.policy)
     with pytest.raises(ValueError, match=rf"{MESSAGES[method]} not return NaN.* at ratio 1\.[01234]"):

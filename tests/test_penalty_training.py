@@ -87,9 +87,10 @@ def test_saved_file_shows_the_penalty_in_plain_json(name):
     model, _, _ = run(name, "CartPole-v1")
     file = io.BytesIO()
     model.save(file)
-    stored = json.loads(zipfile.ZipFile(file).read("data"))["penalty"]
-    assert stored == {"spec": model.penalty.spec(), "state": model.penalty.state_dict()}
-    assert make_penalty(stored["spec"]).spec() == model.penalty.spec()
+    stored = json.loads(zipfile.ZipFile(file).read("data"))
+    assert stored["penalty"] == model.penalty.spec()
+    assert make_penalty(stored["penalty"]).spec() == model.penalty.spec()
+    assert stored["penalty_state"]["values"] == model.penalty.state_dict()
 
 
 @every_env
@@ -115,19 +116,86 @@ def test_adapted_coefficient_goes_on(name, env_id):
     assert resumed.penalty.state_dict()["beta"] == unbroken.penalty.state_dict()["beta"] != saved
 
 
-def test_a_run_can_go_on_with_another_penalty():
-    model, _, _ = run("kl_adaptive", "CartPole-v1")
+def reloaded(model, **given):
     file = io.BytesIO()
     model.save(file)
-    for given, wanted in [
+    file.seek(0)
+    return quiet(KLipPPO.load(file, env=gym.make("CartPole-v1"), device="cpu", **given))
+
+
+@pytest.mark.parametrize(
+    ["given", "wanted"],
+    [
         (dict(penalty="spo"), make_penalty("spo")),
         (dict(penalty="sigmoid", penalty_kwargs=dict(softness=0.3)), make_penalty("sigmoid", softness=0.3)),
         (dict(penalty={"name": "leaky", "alpha": 0.5}), make_penalty("leaky", alpha=0.5)),
-    ]:
-        file.seek(0)
-        loaded = quiet(KLipPPO.load(file, env=gym.make("CartPole-v1"), device="cpu", **given))
-        assert loaded.penalty.spec() == wanted.spec()
-        loaded.learn(loaded.n_steps)
+        (dict(penalty=make_penalty("dual_clip", dual_clip=2)), make_penalty("dual_clip", dual_clip=2)),
+        (
+            dict(penalty_kwargs=dict(divergence="sample")),
+            make_penalty({**FAMILY["kl_adaptive-narrow"], "divergence": "sample"}),
+        ),
+    ],
+)
+def test_a_run_can_go_on_with_another_penalty(given, wanted):
+    model, _, _ = run("kl_adaptive-narrow", "CartPole-v1")
+    loaded = reloaded(model, **given)
+    assert loaded.penalty.spec() == wanted.spec()
+    # A new penalty has learned nothing yet
+    assert loaded.penalty.state_dict() == wanted.state_dict()
+    before = state_of(loaded.policy)
+    loaded.learn(loaded.n_steps)
+    assert differences(loaded.policy.state_dict(), before)
+
+
+def test_what_was_learned_goes_on_where_the_same_penalty_is_asked_for():
+    """As the RL Zoo does, which gives all arguments once more to continue a run."""
+    model, _, _ = run("kl_adaptive-k3", "CartPole-v1")
+    learned = model.penalty.state_dict()
+    assert learned != make_penalty(FAMILY["kl_adaptive-k3"]).state_dict()
+    assert reloaded(model).penalty.state_dict() == learned
+    assert reloaded(model, penalty=FAMILY["kl_adaptive-k3"]).penalty.state_dict() == learned
+    assert reloaded(model, penalty={**FAMILY["kl_adaptive-k3"], "target": 0.5}).penalty.state_dict() == {"beta": 0.5}
+
+
+def test_wrong_penalties_are_refused_when_loading():
+    model, _, _ = run("hard", "CartPole-v1")
+    with pytest.raises(ValueError, match="unknown penalty 'sigmod'"):
+        reloaded(model, penalty="sigmod")
+    with pytest.raises(ValueError, match="softness must be > 0"):
+        reloaded(model, penalty="sigmoid", penalty_kwargs=dict(softness=-1))
+
+
+def test_a_penalty_can_be_changed_between_trainings():
+    model = make_model("hard", "CartPole-v1")
+    model.learn(64)
+    model.penalty = {"name": "sigmoid", "softness": 0.2}
+    assert model.penalty.spec() == make_penalty("sigmoid", softness=0.2).spec()
+    model.learn(64, reset_num_timesteps=False)
+    with pytest.raises(ValueError, match="unknown penalty"):
+        model.penalty = "sigmod"
+    assert model.penalty.spec()["name"] == "sigmoid"
+    assert reloaded(model).penalty.spec() == model.penalty.spec()
+
+
+def test_models_that_were_given_the_same_penalty_do_not_teach_each_other():
+    shared = make_penalty(FAMILY["kl_adaptive-narrow"])
+    expected = run("kl_adaptive-narrow", "CartPole-v1")[0]
+    for _ in range(2):
+        model = make_model(shared, "CartPole-v1")
+        model.learn(N_ROLLOUTS * model.n_steps)
+        assert_same_model(model, expected)
+    assert shared.state_dict() == make_penalty(FAMILY["kl_adaptive-narrow"]).state_dict()
+
+
+@pytest.mark.parametrize("name", ["hard", "kl_adaptive", "nested"])
+def test_saving_changes_nothing(name):
+    """A run that saves itself all the time is the same run."""
+    expected, _, _ = run(name, "CartPole-v1")
+    model = make_model(FAMILY[name], "CartPole-v1")
+    penalty = model.penalty
+    model.learn(N_ROLLOUTS * model.n_steps, callback=lambda *_: model.save(io.BytesIO()) or True)
+    assert_same_model(model, expected)
+    assert model.penalty is penalty
 
 
 class Quadratic(GatePenalty):
@@ -156,6 +224,16 @@ def test_a_schedule_that_json_cannot_hold_is_saved_all_the_same():
     resumed, _ = log.resume(KLipPPO, 2 * model.n_steps)
     assert resumed.penalty.softness(0.5) == softness(0.5)
     assert_same_model(resumed, model)
+
+
+def test_what_was_learned_is_saved_with_such_a_schedule_too():
+    penalty = make_penalty("kl_adaptive", target=lambda progress: 1e-6 * (1 + progress))
+    model, log = make_model(penalty, "CartPole-v1"), Break(after_updates=1)
+    model.learn(3 * model.n_steps, callback=log)
+    assert log.penalty_state == {"beta": 2.0}
+    resumed, _ = log.resume(KLipPPO, 3 * model.n_steps)
+    assert_same_model(resumed, model)
+    assert resumed.penalty.state_dict() == model.penalty.state_dict() == {"beta": 8.0}
 
 
 @pytest.mark.slow

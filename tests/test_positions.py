@@ -79,6 +79,13 @@ class Recorder(Penalty):
             self.positions[-1] = inputs.positions
         return inputs.advantages
 
+    def surrogate(self, inputs):
+        return inputs.ratio * inputs.advantages
+
+    def surrogate(self, inputs):
+        # In closed form: the numerical one would ask for the effective advantage of other samples
+        return inputs.ratio * inputs.advantages
+
 
 def diaries(n_envs=3, as_dict=False):
     return DummyVecEnv([lambda i=i: Diary(i + 1, LENGTHS[i], as_dict) for i in range(n_envs)])

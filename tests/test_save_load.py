@@ -82,9 +82,10 @@ def test_loaded_model_is_the_saved_one(penalty, tmp_path):
 def test_penalty_is_plain_json_in_the_file(penalty, tmp_path):
     model = small_model(penalty=penalty)
     model.save(tmp_path / "model.zip")
-    entry = stored(tmp_path / "model.zip")["penalty"]
-    assert entry == {"spec": model.penalty.spec(), "state": model.penalty.state_dict()}
-    assert ":serialized:" not in json.dumps(entry)
+    data = stored(tmp_path / "model.zip")
+    assert data["penalty"] == model.penalty.spec()
+    assert data["penalty_state"] == {"spec": model.penalty.spec(), "values": model.penalty.state_dict()}
+    assert ":serialized:" not in json.dumps([data["penalty"], data["penalty_state"]])
 
 
 def test_state_of_the_penalty_is_plain_json_and_comes_back(tmp_path):
@@ -92,7 +93,7 @@ def test_state_of_the_penalty_is_plain_json_and_comes_back(tmp_path):
     now = model.penalty.coefficient(1.0)
     assert now > 1.0  # It has adapted
     model.save(tmp_path / "model.zip")
-    assert stored(tmp_path / "model.zip")["penalty"]["state"] == {"beta": now}
+    assert stored(tmp_path / "model.zip")["penalty_state"]["values"] == {"beta": now}
     assert KLipPPO.load(tmp_path / "model").penalty.coefficient(1.0) == now
 
 
