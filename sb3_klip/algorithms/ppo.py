@@ -1,5 +1,6 @@
 """KLipPPO: Stable-Baselines3's PPO with a configurable β_t penalty."""
 
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import torch as th
@@ -9,6 +10,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
 from sb3_klip.algorithms.update import KLipUpdate
+from sb3_klip.engine.plain_policy import plain_functions
 from sb3_klip.penalties import Penalty
 
 SelfKLipPPO = TypeVar("SelfKLipPPO", bound="KLipPPO")
@@ -96,6 +98,15 @@ class KLipPPO(KLipUpdate, PPO):
             device=device,
             _init_setup_model=_init_setup_model,
         )
+
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
+        with plain_functions(self.policy):
+            return super().collect_rollouts(*args, **kwargs)
+
+    def train(self) -> None:
+        # The analytic KL needs the distribution objects, which the plain functions do without
+        with nullcontext() if self.penalty.uses_kl else plain_functions(self.policy):
+            super().train()
 
     def learn(
         self: SelfKLipPPO,

@@ -15,6 +15,7 @@ from sb3_klip.algorithms.old_policy import analytic_kl, frozen_copy
 from sb3_klip.algorithms.penalized import PenalizedAlgorithm
 from sb3_klip.algorithms.positions import minibatches_with_indices, positions_in_episode
 from sb3_klip.algorithms.update_log import UpdateLog
+from sb3_klip.engine.optimizer import stepping_together
 from sb3_klip.penalties.checks import check_outputs
 from sb3_klip.penalties.divergence import ANALYTIC, SAMPLED
 
@@ -65,7 +66,32 @@ class KLipUpdate(PenalizedAlgorithm):
         settings = self._update_settings()
         old_policy = frozen_copy(self.policy) if self.penalty.uses_kl else None
 
+        with stepping_together(self.policy.optimizer):
+            log = self._run_epochs(settings, old_policy)
+
+        log.record(self.logger, settings)
+        buffer = self.rollout_buffer
+        self.logger.record("train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+        # Kept, because several parts of a penalty may ask for the same divergence
+        mean_kl = functools.cache(lambda divergence: self._mean_kl(divergence, old_policy))
+        to_log = self.penalty.after_update(mean_kl, settings.progress_remaining)
+        for key, value in to_log.items():
+            self.logger.record(f"klip/{key}", value)
+
+    def _run_epochs(self, settings: UpdateSettings, old_policy: ActorCriticPolicy | None) -> UpdateLog:
+        """
+        The epochs of one update, until the policy has moved further than ``target_kl`` allows.
+
+        :param settings: what stays the same during the update
+        :param old_policy: the policy that collected the rollout, where the penalty asks for the analytic KL divergence
+        :return: what is to be logged
+        """
         log = UpdateLog()
+        parameters = list(self.policy.parameters())
         continue_training = True
         for epoch in range(self.n_epochs):
             log.start_epoch()
@@ -88,25 +114,13 @@ class KLipUpdate(PenalizedAlgorithm):
 
                 self.policy.optimizer.zero_grad()
                 loss.backward()
-                th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+                th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
                 self.policy.optimizer.step()
 
             self._n_updates += 1
             if not continue_training:
                 break
-
-        log.record(self.logger, settings)
-        buffer = self.rollout_buffer
-        self.logger.record("train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
-        if hasattr(self.policy, "log_std"):
-            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-
-        # Kept, because several parts of a penalty may ask for the same divergence
-        mean_kl = functools.cache(lambda divergence: self._mean_kl(divergence, old_policy))
-        to_log = self.penalty.after_update(mean_kl, settings.progress_remaining)
-        for key, value in to_log.items():
-            self.logger.record(f"klip/{key}", value)
+        return log
 
     def _update_settings(self) -> UpdateSettings:
         progress_remaining = self._current_progress_remaining

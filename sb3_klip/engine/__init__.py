@@ -1,0 +1,1 @@
+"""The fast paths: the same arithmetic as the algorithms', with less Python around it."""
