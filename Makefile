@@ -14,6 +14,8 @@ PENALTY ?= hard
 # Number of timesteps (the hyperparameter file's if empty) and random seed
 N ?=
 SEED ?= 0
+# What the RL Zoo calls the folder and the model of an environment
+RUN_NAME = $(subst /,-,$(ENV))
 
 # One thread a process: small networks gain nothing from more, and two test workers would share two cores
 export OMP_NUM_THREADS ?= 1
@@ -33,7 +35,9 @@ train: $(STAMP) ## train and replay: make train ENV=Pendulum-v1 PENALTY=none N=2
 	$(BIN)/sb3-klip train --algo $(ALGO) --env $(ENV) --seed $(SEED) --progress --eval-freq 10000 \
 		$(if $(N),--n-timesteps $(N)) -params penalty:"'$(PENALTY)'"
 	$(BIN)/sb3-klip enjoy --algo $(ALGO) --env $(ENV) --no-render --n-timesteps 1000
-	@echo "Logs and models: logs/$(ALGO). The command line: $(BIN)/sb3-klip --help"
+	@run="$$(ls -td logs/$(ALGO)/$(RUN_NAME)_*/ | head -n 1)"; echo "Everything is in $$run:"; \
+		for file in $(RUN_NAME).zip best_model.zip $(RUN_NAME)/config.yml evaluations.npz; do \
+			if [ -e "$$run$$file" ]; then echo "  $$file"; fi; done
 
 test: $(STAMP) ## run the tests, a few minutes on two cores
 	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist worksteal $(PYTEST_ARGS)

@@ -255,7 +255,7 @@ def test_values_are_data(given, spec):
         (["penalty", "sigmoid", "--kwargs", "softness=0.1"], "is not of the form key:value"),
         (["penalty", "sigmoid", "--kwargs", "softness:{a: ["], "neither a Python literal nor YAML"),
         (["penalty", "tests.test_plots.OwnConstructor"], "size"),
-        (["penalty", "tests.test_plots.Broken"], "is NaN"),
+        (["penalty", "tests.test_plots.Broken"], "must not return NaN"),
         (["penalty", "sigmoid", "-o", "file.bmp"], "file.bmp does not end in .png, .svg or .pdf"),
         (["penalty", "sigmoid", "-o", "nowhere/file.png"], "nowhere is not a folder"),
         (["penalty", "sigmoid", "--clip-range", "1.5"], "clip_range must be > 0 and < 1"),
