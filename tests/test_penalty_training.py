@@ -1,5 +1,6 @@
 """Every penalty of the family trains, is saved, and goes on after loading as if nothing had happened."""
 
+import copy
 import functools
 import io
 import json
@@ -102,6 +103,29 @@ def test_resumed_run_is_the_unbroken_one(name, env_id):
     assert_same_model(resumed, unbroken)
     assert resumed.penalty.state_dict() == unbroken.penalty.state_dict()
     assert_same_logs(updates, log.updates[1:], prefix=("train/", "klip/"))
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "kl_adaptive-narrow", "kl_adaptive-k3", "nested"])
+def test_training_in_two_parts_with_a_file_between_them(name):
+    """And with gSDE, whose noise is drawn anew with every rollout."""
+
+    def first_part():
+        model = make_model(FAMILY[name], "Pendulum-v1", use_sde=True, sde_sample_freq=16)
+        model.learn(2 * model.n_steps)
+        return model, copy.deepcopy(model.env), th.get_rng_state(), np.random.get_state()
+
+    unbroken, *_ = first_part()
+    unbroken.learn(2 * unbroken.n_steps, reset_num_timesteps=False)
+    model, env, torch_state, numpy_state = first_part()
+    file = io.BytesIO()
+    model.save(file)
+    file.seek(0)
+    loaded = quiet(KLipPPO.load(file, env=env, device="cpu", force_reset=False))
+    th.set_rng_state(torch_state)
+    np.random.set_state(numpy_state)
+    loaded.learn(2 * loaded.n_steps, reset_num_timesteps=False)
+    assert_same_model(loaded, unbroken)
+    assert loaded.penalty.state_dict() == unbroken.penalty.state_dict()
 
 
 @every_env

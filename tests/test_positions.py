@@ -80,9 +80,6 @@ class Recorder(Penalty):
         return inputs.advantages
 
     def surrogate(self, inputs):
-        return inputs.ratio * inputs.advantages
-
-    def surrogate(self, inputs):
         # In closed form: the numerical one would ask for the effective advantage of other samples
         return inputs.ratio * inputs.advantages
 

@@ -266,9 +266,6 @@ class SampleCounter(Penalty):
         return th.zeros_like(inputs.ratio)
 
     def surrogate(self, inputs):
-        return inputs.ratio * inputs.advantages
-
-    def surrogate(self, inputs):
         # In closed form: the numerical one would ask for the coefficients of other samples
         return inputs.ratio * inputs.advantages
 
