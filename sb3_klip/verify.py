@@ -19,7 +19,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import set_random_seed
 
-from sb3_klip.zoo import ALGORITHMS, KLipExperimentManager
+from sb3_klip.zoo import ALGORITHMS, KLipExperimentManager, register
 from sb3_klip.zoo.checks import check_environment
 
 
@@ -97,6 +97,7 @@ def verify(
     :return: one comparison per rollout
     :raises InputError: if there is no such environment, or the hyperparameters cannot be used
     """
+    register()
     check_environment(env_id)
     entry = ALGORITHMS[algo]
 

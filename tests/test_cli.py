@@ -95,6 +95,25 @@ def test_train_then_enjoy(tmp_path):
     assert "Mean reward" in process.stdout
 
 
+def test_masks_are_used_in_training_evaluation_and_replay(run):
+    arguments = ("--algo", "maskable_klip_ppo", "--env", "InvalidActionEnvDiscrete-v0")
+    code, _, err = run("train", *arguments, "-n", "64", "-params", "n_steps:32", "batch_size:16", "--eval-freq", "32")
+    assert code == 0, err
+    code, out, err = run("enjoy", *arguments, "--no-render", "-n", "500")
+    assert code == 0, err
+    # Of eighty actions twenty are valid: whoever ignores the masks gets about 1.25 of 100 at random, who heeds them 5
+    (reward,) = re.findall(r"Mean reward: ([\d.]+)", out)
+    assert float(reward) > 2.5
+
+
+def test_memory_is_used_in_training_and_replay(run):
+    arguments = ("--algo", "klip_ppo_lstm", "--env", "CartPoleNoVel-v1")
+    code, _, err = run("train", *arguments, *TINY, "penalty:'spo'", "--eval-freq", "32")
+    assert code == 0, err
+    code, out, err = run("enjoy", *arguments, "--no-render", "-n", "200")
+    assert code == 0 and "Mean reward" in out, err
+
+
 def test_shape_on_the_command_line(run, tmp_path):
     parameters = (*TINY, "penalty:'none'", "use_sde:False")
     code, _, _ = run("train", "--env", "Pendulum-v1", *parameters, "--eval-freq", "-1", "-f", "my logs")

@@ -85,6 +85,19 @@ def test_command(capsys, env_id, arguments):
     assert "equal to the last bit after each of 2 rollouts" in out
 
 
+@pytest.mark.parametrize(
+    ("algo", "env_id", "arguments"),
+    [
+        ("maskable_klip_ppo", "InvalidActionEnvDiscrete-v0", ["n_steps:64", "batch_size:50"]),
+        ("maskable_klip_ppo", "InvalidActionEnvMultiBinary-v0", ["n_steps:64"]),
+        ("klip_ppo_lstm", "CartPoleNoVel-v1", ["n_envs:2", "n_epochs:2", "batch_size:50"]),
+    ],
+)
+def test_command_for_other_algorithms(capsys, algo, env_id, arguments):
+    assert main(["verify", "--algo", algo, "--env", env_id, "-n", "128", "-params", *arguments]) == 0
+    assert "equal to the last bit after each of 2 rollouts" in capsys.readouterr().out
+
+
 def test_command_fails_on_a_difference(capsys):
     assert main(["verify", "--env", "CartPole-v1", "-n", "512", "-params", "penalty:'none'", "learning_rate:0.01"]) == 1
     out, _ = capsys.readouterr()

@@ -4,6 +4,7 @@ import argparse
 import inspect
 from pathlib import Path
 
+import gymnasium as gym
 import optuna
 import pytest
 import rl_zoo3
@@ -16,7 +17,9 @@ from sb3_klip.cli import main
 from sb3_klip.errors import InputError
 from sb3_klip.penalties import make_penalty
 from sb3_klip.zoo import ALGORITHMS, KLipExperimentManager, default_config, register
+from sb3_klip.zoo.algorithms import hyperparams_folder
 from sb3_klip.zoo.checks import check_hyperparams
+from sb3_klip.zoo.environments import MASKED_ENVIRONMENTS
 from sb3_klip.zoo.search import SEARCH_SPACE, fix_penalty, penalty_converter, sample_penalty
 
 
@@ -72,6 +75,57 @@ def test_values_of_ppo(env_id):
 @pytest.mark.parametrize("env_id", [env_id for env_id in ZOO_PPO if env_id.endswith("-v4")])
 def test_mujoco_v5(env_id):
     assert KLIP_PPO[env_id.replace("-v4", "-v5")] == ZOO_PPO[env_id]
+
+
+ZOO_PPO_LSTM = entries(Path(rl_zoo3.__file__).parent / "hyperparams/ppo_lstm.yml")
+KLIP_PPO_LSTM = entries(default_config("klip_ppo_lstm"))
+
+
+@pytest.mark.parametrize("env_id", [env_id for env_id in ZOO_PPO_LSTM if env_id != "default"])
+def test_values_of_ppo_lstm(env_id):
+    assert KLIP_PPO_LSTM[env_id] == ZOO_PPO_LSTM[env_id]
+    for old, new in (("-v4", "-v5"), ("NoVel-v2", "NoVel-v3")):
+        if env_id.endswith(old):
+            assert KLIP_PPO_LSTM[env_id.removesuffix(old) + new] == ZOO_PPO_LSTM[env_id]
+
+
+def test_environments_with_invalid_actions():
+    register()
+    for env_id in MASKED_ENVIRONMENTS:
+        env = gym.make(env_id)
+        env.reset(seed=0)
+        masks = env.get_wrapper_attr("action_masks")()
+        assert any(masks) and not all(masks)
+        assert env_id in entries(default_config("maskable_klip_ppo"))
+
+
+PAPER = sorted((hyperparams_folder() / "paper").glob("*.yml"))
+
+
+def test_paper_protocol_is_one_but_for_the_penalty():
+    """The variants of the paper's experiments differ in nothing else, and each names another penalty."""
+    files = [entries(path) for path in PAPER]
+    penalties = [make_penalty(file["protocol"]["penalty"]).spec() for file in files]
+    for file in files:
+        for entry in file.values():
+            # Anchors make some entries one and the same dict
+            entry.pop("penalty", None)
+    assert all(file == files[0] for file in files)
+    assert len(PAPER) == 16
+    # The per-sample form and PPO-Clip are the same gate
+    assert len({str(spec) for spec in penalties}) == 15
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_paper_files_are_valid(path):
+    content = entries(path)
+    tasks = ["CartPole-v1", "LunarLander-v3", "HalfCheetah-v4", "Hopper-v4", "Walker2d-v4", "Ant-v4", "Humanoid-v4"]
+    assert list(content) == ["protocol", *tasks]
+    for task in tasks:
+        check_hyperparams(content[task], ALGORITHMS["klip_ppo"].algorithm)
+        assert content[task]["penalty"] == content["protocol"]["penalty"]
+        name = make_penalty(content[task]["penalty"]).name
+        assert path.stem.startswith(name) or name == "hard"
 
 
 def make_manager(algo, log_folder, **options):

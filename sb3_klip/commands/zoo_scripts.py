@@ -7,14 +7,18 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3.utils import StoreDict, get_model_path
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_klip.commands.command import Command, CommandParser
 from sb3_klip.errors import InputError
-from sb3_klip.zoo import register
+from sb3_klip.zoo import ALGORITHMS, register
 from sb3_klip.zoo.checks import check_environment
 from sb3_klip.zoo.store_dict import CheckedStoreDict
 
@@ -26,11 +30,13 @@ class Script(NamedTuple):
     :param target: ``"module:function"``, imported when the script runs: each needs other packages
     :param defaults: options that the user's own come after, and so override
     :param check: raises :class:`InputError` for parsed options with which the script cannot work
+    :param context: entered with the script's module while it runs
     """
 
     target: str
     defaults: tuple[str, ...]
     check: Callable[[argparse.Namespace], None]
+    context: Callable[[ModuleType], AbstractContextManager] = contextlib.nullcontext
 
 
 class ScriptParser(CommandParser):
@@ -60,10 +66,10 @@ def run(command: Command, arguments: list[str]) -> int:
     """
     script = SCRIPTS[command.name]
     register()
-    module, _, function = script.target.partition(":")
-    entry_point = getattr(importlib.import_module(module), function)
-    with _script_context(command, script, arguments):
-        entry_point()
+    module_name, _, function = script.target.partition(":")
+    module = importlib.import_module(module_name)
+    with _script_context(command, script, arguments), script.context(module):
+        getattr(module, function)()
     return 0
 
 
@@ -82,6 +88,34 @@ def _script_context(command: Command, script: Script, arguments: list[str]) -> I
         yield
     finally:
         sys.argv, argparse.ArgumentParser = argv, parser_class  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def _predicting(enjoy: ModuleType) -> Iterator[None]:
+    # The script calls `predict` with an observation alone; it looks up in its module how to make the environments
+    # and load the model, so there the two are brought together.
+    envs: list[VecEnv] = []
+    algos, create_test_env = enjoy.ALGOS, enjoy.create_test_env
+
+    def create(*args: Any, **kwargs: Any) -> VecEnv:
+        envs.append(create_test_env(*args, **kwargs))
+        return envs[-1]
+
+    def loader(name: str) -> Any:
+        def load(*args: Any, **kwargs: Any) -> BaseAlgorithm:
+            model = algos[name].load(*args, **kwargs)
+            predict, predict_kwargs = model.predict, ALGORITHMS[name].predict_kwargs
+            model.predict = lambda *args, **kwargs: predict(*args, **kwargs, **predict_kwargs(envs[-1]))
+            return model
+
+        return SimpleNamespace(load=load)
+
+    enjoy.ALGOS = {**algos, **{name: loader(name) for name in ALGORITHMS}}  # type: ignore[attr-defined]
+    enjoy.create_test_env = create  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        enjoy.ALGOS, enjoy.create_test_env = algos, create_test_env  # type: ignore[attr-defined]
 
 
 def _check_train(options: argparse.Namespace) -> None:
@@ -132,7 +166,7 @@ def _check_folder(folder: str) -> None:
 
 SCRIPTS = {
     "train": Script("rl_zoo3.train:train", ("--algo", "klip_ppo"), _check_train),
-    "enjoy": Script("rl_zoo3.enjoy:enjoy", ("--algo", "klip_ppo", "-f", "logs"), _check_enjoy),
+    "enjoy": Script("rl_zoo3.enjoy:enjoy", ("--algo", "klip_ppo", "-f", "logs"), _check_enjoy, _predicting),
     "plot_train": Script("rl_zoo3.plots.plot_train:plot_train", ("-a", "klip_ppo", "-f", "logs"), _check_plot_train),
     "all_plots": Script("rl_zoo3.plots.all_plots:all_plots", ("-a", "klip_ppo", "-f", "logs"), _check_all_plots),
     "plot_from_file": Script("rl_zoo3.plots.plot_from_file:plot_from_file", (), _check_plot_from_file),

@@ -3,11 +3,13 @@
 import inspect
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
+from rl_zoo3 import exp_manager
 from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -77,10 +79,15 @@ class KLipExperimentManager(ExperimentManager):
         super().save_trained_model(model)
         print(self.summary())
 
+    def create_callbacks(self) -> None:
+        with self._own_callbacks():
+            super().create_callbacks()
+
     def objective(self, trial: optuna.Trial) -> float:
         if self.algo in ALGORITHMS:
             fix_penalty(trial, self._hyperparams)
-        return super().objective(trial)
+        with self._own_callbacks():
+            return super().objective(trial)
 
     def build_model(self, algorithm: type[BaseAlgorithm]) -> BaseAlgorithm:
         """
@@ -119,6 +126,20 @@ class KLipExperimentManager(ExperimentManager):
                 options += ["--gym-packages", *packages]
             lines.append(f"replay it:  {shlex.join(['sb3-klip', 'enjoy', *options])}")
         return "\n".join([f"Everything is in {self.save_path}", *lines])
+
+    @contextmanager
+    def _own_callbacks(self) -> Iterator[None]:
+        # RL Zoo evaluates all algorithms with the same callbacks, which it looks up in its module
+        own = ALGORITHMS.get(self.algo)
+        if own is None:
+            yield
+            return
+        theirs = exp_manager.EvalCallback, exp_manager.TrialEvalCallback
+        exp_manager.EvalCallback, exp_manager.TrialEvalCallback = own.eval_callback, own.trial_eval_callback  # type: ignore[misc]
+        try:
+            yield
+        finally:
+            exp_manager.EvalCallback, exp_manager.TrialEvalCallback = theirs  # type: ignore[misc]
 
     def _remove_new_folders(self) -> None:
         run = Path(self.save_path)
