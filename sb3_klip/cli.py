@@ -108,6 +108,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     prog = "sb3-klip"
+    # A penalty or an environment of the user's may be a module in the current folder, as it may for "python -m";
+    # last, so that no file there hides an installed package
+    here = os.getcwd()
+    sys.path.append(here)
     try:
         command = _command(words[:1])
         prog = f"{prog} {command.name}"
@@ -124,6 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"{prog}: {sentence}", file=sys.stderr)
         return INPUT_ERROR
+    finally:
+        sys.path.remove(here)
 
 
 def _command(words: list[str]) -> Command:

@@ -12,6 +12,7 @@ import sb3_klip
 from sb3_klip import KLipPPO
 from sb3_klip.cli import COMMANDS, main
 from sb3_klip.errors import explain
+from sb3_klip.penalties import available_penalties, make_penalty
 
 TINY = ("-n", "64", "-params", "n_envs:2", "n_steps:16", "batch_size:16", "n_epochs:1")
 
@@ -112,6 +113,51 @@ def test_memory_is_used_in_training_and_replay(run):
     assert code == 0, err
     code, out, err = run("enjoy", *arguments, "--no-render", "-n", "200")
     assert code == 0 and "Mean reward" in out, err
+
+
+OWN_SHAPE = """
+from sb3_klip.penalties import GatePenalty, Number, register_penalty
+
+@register_penalty("cauchy")
+class Cauchy(GatePenalty):
+    scale = Number(0.1, above=0.0)
+
+    def gate(self, inputs):
+        past = self.distance(inputs).clamp(min=0.0) / self.scale(inputs.progress_remaining)
+        return past**2 / (1 + past**2)
+"""
+
+
+@pytest.mark.parametrize("name", ["own_shapes.Cauchy", "cauchy"])
+def test_shape_of_ones_own_in_train_and_enjoy(tmp_path, name):
+    """A module in the current folder, named by its path or imported as RL Zoo imports packages of environments."""
+    (tmp_path / "own_shapes.py").write_text(OWN_SHAPE)
+    packages = ["--gym-packages", "own_shapes"] if name == "cauchy" else []
+    parameters = [*TINY, f"penalty:'{name}'", "penalty_kwargs:dict(scale=0.3)"]
+    process = run_process("-m", "sb3_klip", "train", "--env", "CartPole-v1", *parameters, "--eval-freq", "-1", *packages)
+    assert process.returncode == 0, process.stderr
+    (line,) = re.findall(r"sb3-klip (enjoy .*)", process.stdout)
+    process = run_process("-m", "sb3_klip", *shlex.split(line), "--no-render", "-n", "50")
+    assert process.returncode == 0, process.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize("penalty", available_penalties())
+def test_every_shape_trains_from_the_command_line_and_from_a_file(run, tmp_path, penalty, env_id):
+    code, _, err = run("train", "--env", env_id, *TINY, f"penalty:'{penalty}'", "--eval-freq", "-1")
+    assert code == 0, err
+
+    entry = dict(policy="MlpPolicy", n_timesteps=64, n_steps=32, batch_size=16, n_epochs=2)
+    (tmp_path / "mine.yml").write_text(yaml.safe_dump({env_id: {**entry, "penalty": make_penalty(penalty).spec()}}))
+    code, _, err = run("train", "--env", env_id, "-conf", "mine.yml", "--eval-freq", "-1")
+    assert code == 0, err
+
+    for run_id in ("1", "2"):
+        model = KLipPPO.load(tmp_path / f"logs/klip_ppo/{env_id}_{run_id}/{env_id}.zip")
+        assert model.penalty.spec() == make_penalty(penalty).spec()
+        code, _, err = run("enjoy", "--env", env_id, "--exp-id", run_id, "--no-render", "-n", "10")
+        assert code == 0, err
 
 
 def test_shape_on_the_command_line(run, tmp_path):

@@ -84,7 +84,10 @@ def test_penalty_is_plain_json_in_the_file(penalty, tmp_path):
     model.save(tmp_path / "model.zip")
     data = stored(tmp_path / "model.zip")
     assert data["penalty"] == model.penalty.spec()
-    assert data["penalty_state"] == {"spec": model.penalty.spec(), "values": model.penalty.state_dict()}
+    state = data["penalty_state"]
+    assert state["spec"] == model.penalty.spec()
+    assert state["values"] == model.penalty.state_dict()
+    assert type(model.penalty).__module__ in state["modules"]
     assert ":serialized:" not in json.dumps([data["penalty"], data["penalty_state"]])
 
 

@@ -9,7 +9,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_klip.penalties import Penalty, make_penalty
 from sb3_klip.penalties.checks import check_penalty
-from sb3_klip.penalties.registry import adopt_penalty, dump_penalty
+from sb3_klip.penalties.registry import adopt_penalty, dump_penalty, import_shapes
 
 
 class PenalizedAlgorithm(OnPolicyAlgorithm):
@@ -52,6 +52,8 @@ class PenalizedAlgorithm(OnPolicyAlgorithm):
         given = self.__dict__.pop("penalty", self._penalty)
         penalty_kwargs = self.__dict__.pop("penalty_kwargs", None)
         state = self.__dict__.pop("penalty_state", None)
+        if state is not None:
+            import_shapes(state["modules"])
         if isinstance(given, Mapping) and isinstance(penalty_kwargs, Mapping):
             given, penalty_kwargs = {**given, **penalty_kwargs}, None
         self._set_penalty(given, penalty_kwargs)

@@ -1,10 +1,6 @@
 """``sb3-klip plot``: pictures of one penalty or of many, written to a file."""
 
 import argparse
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from sb3_klip.commands.command import Command, CommandParser, SentenceParser
@@ -25,8 +21,7 @@ def run(command: Command, arguments: list[str]) -> int:
     """
     options = _parser(command).parse_args(arguments)
     try:
-        with _importable_from_here():
-            path = _draw_one(options) if options.what == "penalty" else _draw_many(options)
+        path = _draw_one(options) if options.what == "penalty" else _draw_many(options)
     except ValueError as error:
         raise InputError(str(error)) from error
     print(path)
@@ -88,14 +83,3 @@ def _parser(command: Command) -> CommandParser:
     many = kinds.add_parser("penalties", parents=[common], help="many penalties on one sheet: their gates")
     many.add_argument("names", nargs="*", help="names or dotted paths of the penalties (default: all that are registered)")
     return parser
-
-
-@contextmanager
-def _importable_from_here() -> Iterator[None]:
-    # As "python -m" does it; last, so that no file of the user's hides an installed package
-    here = os.getcwd()
-    sys.path.append(here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)

@@ -1,9 +1,10 @@
 """From a name or a spec to a penalty, and from a penalty to what is stored in a saved model."""
 
+import contextlib
 import copy
 import difflib
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from sb3_klip.penalties.base import Penalty
@@ -107,15 +108,33 @@ def dump_penalty(penalty: Penalty) -> dict[str, Any]:
     What a saved model keeps of a penalty.
 
     :param penalty: the penalty
-    :return: ``penalty``, its spec, and ``penalty_state``, what it has learned and the spec that this is for; all of it
-        plain JSON. Where JSON cannot hold the penalty, as with a parameter that is a Python function, it is the
+    :return: ``penalty``, its spec, and ``penalty_state``: what it has learned, the spec that this is for, and the
+        modules that define its classes; all of it plain JSON. Where JSON cannot hold the penalty, as with a parameter that is a Python function, it is the
         penalty itself, left to SB3's pickling as a ``clip_range`` that is a function is
     """
     try:
         spec = penalty.spec()
     except ValueError:
         return {"penalty": penalty, "penalty_state": None}
-    return {"penalty": spec, "penalty_state": {"spec": spec, "values": penalty.state_dict()}}
+    state = {"spec": spec, "values": penalty.state_dict(), "modules": sorted(_defining_modules(penalty))}
+    return {"penalty": spec, "penalty_state": state}
+
+
+def import_shapes(modules: Iterable[str]) -> None:
+    """
+    Import the modules that register shapes of the user's, where they can be found; a shape that is still missing is
+    reported when it is made.
+
+    :param modules: names of modules
+    """
+    for module in modules:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
+
+
+def _defining_modules(penalty: Penalty) -> set[str]:
+    parts = [value for value in vars(penalty).values() if isinstance(value, Penalty)]
+    return {type(penalty).__module__}.union(*map(_defining_modules, parts))
 
 
 def _owners(parameter: str) -> list[str]:
