@@ -109,8 +109,9 @@ def dump_penalty(penalty: Penalty) -> dict[str, Any]:
 
     :param penalty: the penalty
     :return: ``penalty``, its spec, and ``penalty_state``: what it has learned, the spec that this is for, and the
-        modules that define its classes; all of it plain JSON. Where JSON cannot hold the penalty, as with a parameter that is a Python function, it is the
-        penalty itself, left to SB3's pickling as a ``clip_range`` that is a function is
+        modules that define its classes; all of it plain JSON. Where JSON cannot hold the penalty, as with a parameter
+        that is a Python function, it is the penalty itself, left to SB3's pickling as a ``clip_range`` that is a
+        function is
     """
     try:
         spec = penalty.spec()
