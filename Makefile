@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-LINT_PATHS := sb3_klip tests
+LINT_PATHS := sb3_klip tests benchmarks
 
 ENV ?= CartPole-v1
 ALGO ?= klip_ppo
@@ -58,6 +58,9 @@ type: $(STAMP) ## check types
 
 check: lint type test ## all of the above checks
 
+bench-speed: $(STAMP) ## compare the speed with SB3's, some minutes on a quiet machine
+	$(BIN)/python -W ignore benchmarks/speed.py
+
 figures: $(STAMP) ## draw the figures of README and docs again
 	$(BIN)/sb3-klip plot penalties -o docs/images/penalties.png
 	$(BIN)/sb3-klip plot penalty sigmoid --kwargs softness:0.05 -o docs/images/sigmoid.png
@@ -65,4 +68,4 @@ figures: $(STAMP) ## draw the figures of README and docs again
 clean: ## remove what builds and tests leave behind (logs and .venv stay)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage
 
-.PHONY: help install train test test-slow lint format type check figures clean
+.PHONY: help install train test test-slow lint format type check bench-speed figures clean
