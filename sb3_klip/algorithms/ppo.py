@@ -25,12 +25,36 @@ class KLipPPO(KLipUpdate, PPO):
 
     Paper: Colletti & Holzinger 2026, https://arxiv.org/abs/2606.23932
 
-    All arguments that are not described here are those of :class:`stable_baselines3.PPO`, with the same defaults.
+    All arguments but the last two are those of :class:`stable_baselines3.PPO`, with the same defaults. "A schedule"
+    below is a function of the progress remaining, which goes from 1 at the beginning to 0 at the end.
 
     :param policy: the policy model to use (``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"``, a class)
     :param env: the environment to learn from, or its id
-    :param clip_range: half-width ε of the band of ratios that count as near, in ratio units; a number or a
-        function of the progress remaining (1 at the beginning, 0 at the end)
+    :param learning_rate: learning rate of the optimizer, or a schedule
+    :param n_steps: steps of each environment per rollout; a rollout has ``n_steps * n_envs`` samples
+    :param batch_size: samples per minibatch
+    :param n_epochs: passes over the rollout per update
+    :param gamma: discount factor
+    :param gae_lambda: λ of generalized advantage estimation, between bias (0) and variance (1)
+    :param clip_range: half-width ε of the band of ratios that count as near, in ratio units, or a schedule
+    :param clip_range_vf: how far a value may move from the old one in an update, in units of the reward, or a
+        schedule; ``None`` for any distance
+    :param normalize_advantage: whether each minibatch's advantages are brought to mean 0 and standard deviation 1
+    :param ent_coef: coefficient of the entropy bonus
+    :param vf_coef: coefficient of the value loss
+    :param max_grad_norm: the gradient is scaled down to this norm
+    :param use_sde: whether to explore with generalized state-dependent noise (gSDE) instead of independent noise
+    :param sde_sample_freq: with gSDE, draw a new noise matrix every so many steps; -1 for once per rollout
+    :param rollout_buffer_class: class of the rollout buffer, chosen by the observation space if not given
+    :param rollout_buffer_kwargs: arguments of the rollout buffer
+    :param target_kl: stop the epochs of an update once the approximate KL divergence is 1.5 times this, in nats
+    :param stats_window_size: how many episodes the logged mean return and length are taken over
+    :param tensorboard_log: folder of the TensorBoard log, ``None`` for none
+    :param policy_kwargs: arguments of the policy
+    :param verbose: 0 for silence, 1 for the log, 2 for debugging
+    :param seed: seed of all random number generators, ``None`` for any
+    :param device: ``"cpu"``, ``"cuda"``, or ``"auto"`` for the GPU if there is one
+    :param _init_setup_model: whether to build the networks now
     :param penalty: shape of β_t: a name (see :func:`sb3_klip.penalties.available_penalties`), a spec such as
         ``{"name": "sigmoid", "softness": 0.05}``, or a :class:`~sb3_klip.penalties.Penalty`
     :param penalty_kwargs: parameters of the shape, where ``penalty`` does not hold them
