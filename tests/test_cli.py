@@ -46,7 +46,7 @@ def assert_sentence(err, *, command="train"):
 
 def test_imports_are_light():
     """Neither the package nor its command line needs what only a subcommand needs."""
-    heavy = ["rl_zoo3", "optuna", "matplotlib", "plotly", "ray", "seaborn", "wandb"]
+    heavy = ["torch", "stable_baselines3", "rl_zoo3", "optuna", "matplotlib", "plotly", "ray", "seaborn", "wandb"]
     code = f"import sys, sb3_klip, sb3_klip.cli; print(*(name for name in {heavy} if name in sys.modules))"
     process = run_process("-c", code)
     assert process.returncode == 0, process.stderr
